@@ -1,0 +1,74 @@
+# Everything goes through .venv, which is made on first use from pyproject.toml (what we need)
+# and constraints.txt (the versions we test). GNU make 3.81 or newer.
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+STRIP := $(BIN)/nbstripout --keep-output --keep-count --keep-id
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lab lint format notebooks lock clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "densitykit needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	       "Name another: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e ".[lab,test,dask]"
+	touch $@
+
+demo: $(STAMP)  ## the quick tour: a trajectory, a model, a rollout and its report
+	$(BIN)/python -m densitykit demo
+
+# One thread a worker, else the workers fight for the cores. Notebooks go by file (loadscope):
+# the cells of one lesson share a kernel.
+test: export DENSITYKIT_FAST := 1
+test: export PLOTLY_RENDERER := plotly_mimetype
+test: export OMP_NUM_THREADS := 1
+test: lint  ## lint, unit tests, then every notebook in fast mode
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope tests
+ifneq ($(NOTEBOOKS),)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
+endif
+
+lab: $(STAMP)  ## open the first lesson in JupyterLab
+	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
+
+lint: $(STAMP)  ## check style, change nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(STAMP)  ## fix what can be fixed, and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+notebooks: export DENSITYKIT_FAST := 1
+notebooks: export PLOTLY_RENDERER := plotly_mimetype
+notebooks: $(STAMP)  ## run all notebooks in place in fast mode; keep outputs, not widget state
+ifneq ($(NOTEBOOKS),)
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.store_widget_state=False \
+	  --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.timeout=300 $(NOTEBOOKS)
+	$(STRIP) $(NOTEBOOKS)
+endif
+
+lock:  ## resolve the newest versions afresh into constraints.txt (see its head)
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/pip install $$(grep -o '^#pin .*' constraints.txt | cut -c6-) \
+	  -e ".[lab,test,dask]"
+	{ grep '^#' constraints.txt; .venv-lock/bin/pip freeze --all --exclude pip --exclude-editable \
+	  | sed 's/+.*//'; } > constraints.part
+	mv constraints.part constraints.txt
+	rm -rf .venv-lock
+
+clean:  ## remove what make has made: environment, caches, demo; runs/ stays
+	rm -rf .venv .venv-lock .pytest_cache .ruff_cache build demo *.egg-info
+	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -1,0 +1,59 @@
+"""Cost of one step of each bundled model, as ratios measured in one run.
+
+    python benchmarks/one_step.py
+
+Prints, for one CPU core: floating-point operations of a step, the rate reached, its ratio to the
+rate of a large matrix product in the same process (the arithmetic limit), and the ratio of
+ab-initio MD time (from the attributes of the trajectory) to emulator time for the same simulated
+time.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from densitykit.evaluation import seconds_per_step
+from densitykit.models import load_model
+from densitykit.sampling import load_pairs
+from densitykit.trajectory import open_split
+
+DATA = "data/lithium-800K.zarr"
+
+
+def matrix_rate(n: int = 1536, repeats: int = 5) -> float:
+    """Floating-point operations per second of a float32 matrix product."""
+    a = torch.randn(n, n)
+    a @ a
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return 2 * n**3 / best
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    test, attrs = load_pairs(DATA, "test", 12.0), open_split(DATA, "test").attrs
+    ab_initio = attrs["seconds_per_step_one_core"] / attrs["time_step_fs"] * test.horizon
+    limit = matrix_rate()
+    print(f"matrix product {limit / 1e9:.0f} GFLOP/s on one core")
+    print(f"{'model':<24}{'GFLOP':>8}{'ms/step':>9}{'of limit':>10}{'x ab initio':>13}")
+    for path in sorted(Path("data/checkpoints").glob("lithium-*.safetensors")):
+        model = load_model(path)
+        with FlopCounterMode(display=False) as counter:
+            model(test.states[:1])
+        operations, seconds = counter.get_total_flops(), seconds_per_step(model, test.states[0])
+        share = operations / seconds / limit
+        print(
+            f"{path.stem:<24}{operations / 1e9:>8.2f}{seconds * 1e3:>9.1f}{share:>10.0%}"
+            f"{ab_initio / seconds:>13.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The command line, ``python -m densitykit COMMAND``: a few lines over the modules."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from densitykit import __version__
+from densitykit.demo import HORIZON, baseline_maps, cost_table, run, validation_error
+from densitykit.errors import DensityKitError
+from densitykit.evaluation import one_step_table, rollout_table, wide_table
+from densitykit.models import LatentDiffusion, SurrogateUNet, load_model, save_model
+from densitykit.rollout import rollout
+from densitykit.sampling import load_pairs
+from densitykit.training import adopt_autoencoder, train_latent_diffusion, train_surrogate
+from densitykit.trajectory import open_trajectory, summarise
+from densitykit.transforms import LogNormal
+from densitykit.validation import validate_trajectory
+
+FULL = {"latent_channels": 8, "autoencoder_width": 40, "autoencoder_blocks": 1}
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    problems = validate_trajectory(arguments.path)
+    for problem in problems:
+        print(problem)
+    print(
+        f"{arguments.path}: {len(problems)} problem(s)" if problems else f"{arguments.path}: valid"
+    )
+    return bool(problems)
+
+
+def _describe(arguments: argparse.Namespace) -> int:
+    print(summarise(arguments.path))
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    """Train one model on the split "train", watched on "validation"; never reads "test"."""
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    train, held_out = (load_pairs(arguments.data, s, HORIZON) for s in ("train", "validation"))
+    transform = LogNormal.fit(train.states[:, 0].numpy())
+    card = {"mu": transform.mu, "sigma": transform.sigma, "eps": transform.eps, "horizon": HORIZON}
+    surrogate = arguments.model == "surrogate"
+    card |= {"widths": [48, 96], "blocks": [2, 3]} | ({} if surrogate else FULL)
+    model = SurrogateUNet(**card) if surrogate else LatentDiffusion(**card)
+    options = {
+        "steps": arguments.steps,
+        "batch": arguments.batch,
+        "learning_rate": arguments.rate,
+        "seed": arguments.seed,
+        "run_dir": arguments.run_dir or Path("runs") / arguments.out.stem,
+        "validate": partial(validation_error, model, held_out),
+    }
+    if surrogate:
+        rows = train_surrogate(model, train, **options)
+    else:
+        if arguments.autoencoder:
+            adopt_autoencoder(model, load_model(arguments.autoencoder))
+        options |= {
+            "autoencoder_steps": arguments.autoencoder_steps,
+            "lambda_2": arguments.lambda_2,
+        }
+        rows = train_latent_diffusion(model, train, reading=arguments.reading, **options)
+    provenance = {
+        "data": f"{arguments.data}, split train",
+        "command": " ".join(["python -m densitykit", *sys.argv[1:]]),
+        "minutes": round(rows[-1]["seconds"] / 60, 1),
+        "last": rows[-1],
+    }
+    print(save_model(model, arguments.out, card, provenance))
+    return 0
+
+
+def _rollout(arguments: argparse.Namespace) -> int:
+    pairs = load_pairs(arguments.data, arguments.split, HORIZON)
+    step = load_model(arguments.checkpoint)
+    initial = pairs.states[arguments.frame]
+    time = float(pairs.times[arguments.frame])
+    rollout(
+        step,
+        initial,
+        arguments.steps,
+        cell=pairs.cell,
+        path=arguments.out,
+        start=time,
+        seed=arguments.seed,
+        attrs={"checkpoint": str(arguments.checkpoint), "initial": f"{arguments.data}, {time} fs"},
+    )
+    print(summarise(arguments.out))
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    """Error table of checkpoints and baselines on a split, and statistics of stored rollouts."""
+    train, test = (load_pairs(arguments.data, s, HORIZON) for s in ("train", arguments.split))
+    maps = {path.stem: load_model(path) for path in arguments.checkpoints} | baseline_maps(train)
+    runs = {p.stem: open_trajectory(p).density.values for p in arguments.rollouts}
+    transform = LogNormal.fit(train.states[:, 0].numpy(), eps=0.0)
+    tables = [one_step_table(maps, test)]
+    if runs:
+        tables.append(rollout_table(runs, test.states[:, 0].numpy(), test.cell, transform))
+    attrs = open_trajectory(Path(arguments.data) / "run-1").attrs if arguments.cost else {}
+    tables += [cost_table(maps, test, attrs)] if arguments.cost else []
+    print(wide_table(tables).to_string(float_format=lambda x: f"{x:.4g}", na_rep="-"))
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    run(arguments.data, arguments.checkpoints, arguments.out)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("densitykit", description="Electron density in motion.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, action: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(action=action)
+        return sub
+
+    sub = command("validate", _validate, "Say precisely what is wrong with a trajectory store.")
+    sub.add_argument("path", type=Path)
+    sub = command(
+        "describe", _describe, "Frames, span, grid, cell and atoms of a trajectory store."
+    )
+    sub.add_argument("path", type=Path)
+    sub = command("train", _train, "Train a one-step map on the split 'train' of a store.")
+    sub.add_argument("model", choices=("latent", "surrogate"))
+    sub.add_argument("data")
+    sub.add_argument("out", type=Path, help="checkpoint to write")
+    sub.add_argument("--steps", type=int, default=6000)
+    sub.add_argument("--autoencoder-steps", type=int, default=6000)
+    sub.add_argument("--autoencoder", type=Path, help="take the autoencoder of this checkpoint")
+    sub.add_argument("--lambda-2", type=float, default=0.0, help="weight of the sJSD")
+    sub.add_argument("--reading", choices=("spatial", "value"), default="spatial")
+    sub.add_argument("--batch", type=int, default=2)
+    sub.add_argument("--rate", type=float, default=1e-3)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--threads", type=int)
+    sub.add_argument("--run-dir", type=Path, help="training state; default runs/NAME")
+    sub = command("rollout", _rollout, "Roll a checkpoint out from a stored frame.")
+    sub.add_argument("checkpoint", type=Path)
+    sub.add_argument("data")
+    sub.add_argument("out", type=Path, help="trajectory store to write")
+    sub.add_argument("--steps", type=int, default=1000)
+    sub.add_argument("--split", default="test")
+    sub.add_argument("--frame", type=int, default=0)
+    sub.add_argument("--seed", type=int, default=0)
+    sub = command(
+        "evaluate", _evaluate, "Error table of checkpoints, baselines and stored rollouts."
+    )
+    sub.add_argument("data")
+    sub.add_argument("checkpoints", type=Path, nargs="*")
+    sub.add_argument("--rollouts", type=Path, nargs="*", default=[])
+    sub.add_argument("--split", default="test")
+    sub.add_argument("--cost", action="store_true", help="time a step on one core as well")
+    sub = command("demo", _demo, "Train, roll out, compare, report.")
+    sub.add_argument("--data", default="data/lithium-800K.zarr")
+    sub.add_argument("--checkpoints", default="data/checkpoints")
+    sub.add_argument("--out", default="demo")
+    return parser
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    try:
+        return int(arguments.action(arguments))
+    except DensityKitError as error:
+        print(f"densitykit: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

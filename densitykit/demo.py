@@ -1,0 +1,288 @@
+"""The main job, end to end, on the bundled trajectory: train, roll out, compare, report.
+
+Two small latent diffusion models are trained, with and without the sJSD term, on the same
+autoencoder, from the same seed and for the same number of steps. Both are rolled out from an
+unseen state of the independent test run, beside the bundled checkpoints and the baselines. A
+table and a page of figures say how they did.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from lightning_fabric import Fabric
+
+from densitykit import plot
+from densitykit.baselines import (
+    FourierLinearMap,
+    LinearExtrapolation,
+    MeanField,
+    Persistence,
+    ProperOrthogonalMap,
+)
+from densitykit.correlations import block_bootstrap, structure_factor
+from densitykit.evaluation import (
+    BLOCK_FS,
+    error_curves,
+    one_step_errors,
+    one_step_table,
+    rollout_table,
+    seconds_per_step,
+    wide_table,
+)
+from densitykit.grid import cubic_edge
+from densitykit.metrics import value_distribution
+from densitykit.models import LatentDiffusion, load_model
+from densitykit.report import write_report
+from densitykit.rollout import rollout
+from densitykit.sampling import StatePairs, load_pairs
+from densitykit.training import adopt_autoencoder, train_latent_diffusion
+from densitykit.trajectory import open_split
+from densitykit.transforms import LogNormal
+
+__all__ = ["baseline_maps", "cost_table", "run", "validation_error"]
+
+HORIZON = 12.0
+SMALL = {
+    "latent_channels": 8,
+    "autoencoder_width": 32,
+    "autoencoder_blocks": 1,
+    "widths": (32, 64),
+    "blocks": (1, 2),
+}
+LAMBDA_2 = 100.0
+REFERENCE = "ab-initio MD"
+Maps = dict[str, Callable[..., torch.Tensor]]
+Rows = list[dict[str, float]]
+
+
+def run(
+    data: str | Path = "data/lithium-800K.zarr",
+    checkpoints: str | Path = "data/checkpoints",
+    out: str | Path = "demo",
+    autoencoder_steps: int = 1200,
+    steps: int = 600,
+    rollout_steps: int = 240,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Train, roll out, compare; write table.csv, scores.csv and report.html to ``out``.
+
+    Arguments:
+        data: store with splits train, validation and test.
+        checkpoints: folder of the bundled models.
+        out: folder for everything made here; an interrupted training in it is continued.
+        autoencoder_steps, steps: training steps of the autoencoder and of each denoiser.
+        rollout_steps: steps of each rollout.
+        seed: of initial weights, training and sampling.
+
+    Returns:
+        The table, one line a model.
+    """
+    out, started = Path(out), time.perf_counter()
+    train, validation, test = (
+        load_pairs(data, s, HORIZON) for s in ("train", "validation", "test")
+    )
+    print(f"{data}: {len(train)} training, {len(validation)} validation, {len(test)} test pairs")
+    maps, history = _train_both(train, validation, out, autoencoder_steps, steps, seed)
+    device = next(iter(maps.values())).latent_mean.device
+    for path in sorted(Path(checkpoints).glob("lithium-*.safetensors")):
+        maps[f"bundled {path.stem}"] = load_model(path).to(device)
+    maps |= baseline_maps(train)
+    runs = {
+        name: _roll_out(name, step, test, out, rollout_steps, seed) for name, step in maps.items()
+    }
+    tables = [
+        one_step_table(maps, test, every=2),
+        rollout_table(
+            runs, test.states[:, 0].numpy(), test.cell, LogNormal.fit(_rho(train), eps=0.0)
+        ),
+        cost_table(maps, test, open_split(data, "test").attrs),
+    ]
+    pd.concat(tables).to_csv(out / "scores.csv", index=False)
+    table = wide_table(tables)
+    table.to_csv(out / "table.csv")
+    write_report(
+        out / "report.html",
+        "Liquid lithium at 800 K: emulators beside ab-initio MD",
+        _sections(maps, runs, table, history, train, test),
+    )
+    print(table.to_string(float_format=lambda x: f"{x:.3g}", na_rep="-"))
+    minutes = (time.perf_counter() - started) / 60
+    print(f"{out}/report.html and {out}/table.csv, {minutes:.1f} minutes")
+    return table
+
+
+def _rho(pairs: StatePairs) -> np.ndarray:
+    return pairs.states[:, 0].numpy()
+
+
+def baseline_maps(train: StatePairs) -> Maps:
+    """The baselines of :mod:`densitykit.baselines` by name, fitted where they need it."""
+    return {
+        "Fourier linear map": FourierLinearMap(train),
+        "POD + linear map": ProperOrthogonalMap(train),
+        "linear extrapolation": LinearExtrapolation(train.horizon),
+        "persistence": Persistence(train.horizon),
+        "mean field": MeanField(train),
+    }
+
+
+def validation_error(
+    model: torch.nn.Module, pairs: StatePairs, every: int = 4
+) -> dict[str, float]:
+    """Mean one-step l2 error on held-out pairs, for a training log."""
+    return {"validation_l2": float(one_step_errors(model, pairs, every)[:, 1].mean())}
+
+
+def _train_both(
+    train: StatePairs,
+    validation: StatePairs,
+    out: Path,
+    autoencoder_steps: int,
+    steps: int,
+    seed: int,
+) -> tuple[dict[str, LatentDiffusion], dict[str, Rows]]:
+    """One autoencoder, then a denoiser without and one with the sJSD term."""
+    transform = LogNormal.fit(_rho(train))
+    models: dict[str, LatentDiffusion] = {}
+    history = {}
+    for name, lambda_2 in (("demo without sJSD", 0.0), ("demo with sJSD", LAMBDA_2)):
+        torch.manual_seed(seed)
+        model = LatentDiffusion(transform.mu, transform.sigma, transform.eps, HORIZON, **SMALL)
+        if models:
+            adopt_autoencoder(model, models["demo without sJSD"])
+        history[name] = train_latent_diffusion(
+            model,
+            train,
+            autoencoder_steps=0 if models else autoencoder_steps,
+            steps=steps,
+            lambda_2=lambda_2,
+            run_dir=out / "training" / name.replace(" ", "-"),
+            seed=seed,
+            batch=2,
+            learning_rate=2e-3,
+            ema=0.99,  # a short training forgets fast
+            validate=partial(validation_error, model, validation),
+            validate_every=max(1, steps // 6),
+            fabric=Fabric(accelerator="auto", devices=1),
+        )
+        models[name] = model
+    return models, history
+
+
+def _roll_out(
+    name: str, step: Callable[..., torch.Tensor], test: StatePairs, out: Path, n: int, seed: int
+) -> np.ndarray:
+    """Density (n + 1, X, Y, Z) of a rollout from the first test state, also kept as a store."""
+    path = out / "rollouts" / f"{name.replace(' ', '-').replace('+', 'and')}.zarr"
+    shutil.rmtree(path, ignore_errors=True)
+    print(name)
+    ds = rollout(
+        step, test.states[0], n, cell=test.cell, path=path, start=float(test.times[0]), seed=seed
+    )
+    return ds.density.values
+
+
+def cost_table(maps: Maps, test: StatePairs, attrs: dict[str, float]) -> pd.DataFrame:
+    """Seconds a step on one core, and how much faster than ab-initio MD on one core that is.
+
+    Arguments:
+        maps: one-step maps.
+        test: pairs, for a state to time with.
+        attrs: attributes of the trajectory: "seconds_per_step_one_core" and "time_step_fs".
+    """
+    ab_initio = attrs["seconds_per_step_one_core"] / attrs["time_step_fs"]  # seconds per fs
+    rows = []
+    for name, step in maps.items():
+        seconds = seconds_per_step(step, test.states[0])
+        rows += [
+            (name, "seconds per step", seconds),
+            (name, "speed-up", ab_initio * test.horizon / seconds),
+        ]
+    return pd.DataFrame(rows, columns=["model", "metric", "value"])
+
+
+def _sections(
+    maps: Maps,
+    runs: dict[str, np.ndarray],
+    table: pd.DataFrame,
+    history: dict[str, Rows],
+    train: StatePairs,
+    test: StatePairs,
+) -> list[tuple[str, str, go.Figure | None]]:
+    """Heading, text and figure of each section of the report."""
+    models = {k: v for k, v in runs.items() if isinstance(maps[k], torch.nn.Module)}
+    best = min(models, key=lambda name: table.loc[name, "one-step l2"])
+    edge, every = cubic_edge(test.cell), test.lag
+    truth = _rho(test)[::every]
+    times, curves = error_curves(maps, test, steps=20)
+    error = {k: tuple(block_bootstrap(v.T, 1)) for k, v in curves.items() if k != "mean field"}
+    length = min(len(truth), len(runs[best]))
+    worst = min(5, length - 1)
+    aims = test.times[0] + test.horizon * np.arange(length)
+    films = {k: v[:length] for k, v in ({REFERENCE: truth} | models).items()}
+    picks = [0, 1, 5, min(20, length - 1), length - 1]
+    return [
+        ("Table", table.to_html(float_format=lambda x: f"{x:.3g}", na_rep="-"), None),
+        (
+            "Rollouts beside the ab-initio run",
+            "All start from the same test state. Chaos parts them from the reference within some "
+            "100 fs; from then on only their statistics can agree.",
+            plot.panels_figure(films, aims, picks, "z", 12, edge=edge),
+        ),
+        (
+            f"Where {best} errs most after {worst * test.horizon:.0f} fs",
+            "The lattice plane with the largest error.",
+            plot.worst_slice_figure(truth[worst], runs[best][worst], edge=edge),
+        ),
+        (
+            "Error against time",
+            "Mean over 8 initial states of the test run; bands are 95 % intervals over them.",
+            plot.error_figure(times, error),
+        ),
+        ("Distribution of ln rho", *_distributions(models, train, truth)),
+        ("Structure factor", *_structure(models, test, truth)),
+        ("Training", "Loss and validation error.", _training_figure(history)),
+    ]
+
+
+def _distributions(
+    models: dict[str, np.ndarray], train: StatePairs, truth: np.ndarray
+) -> tuple[str, go.Figure]:
+    transform = LogNormal.fit(_rho(train), eps=0.0)
+    runs = {REFERENCE: truth} | models
+    values = {
+        k: value_distribution(transform.forward(v.astype(np.float64))) for k, v in runs.items()
+    }
+    text = "Standardised by the training frames. The low tail is the pseudised cores."
+    return text, plot.distribution_figure(values, np.linspace(-6, 4, 100))
+
+
+def _structure(
+    models: dict[str, np.ndarray], test: StatePairs, truth: np.ndarray
+) -> tuple[str, go.Figure]:
+    block = round(BLOCK_FS / test.horizon)
+    curves = {}
+    for name, density in ({REFERENCE: truth} | models).items():
+        q, _, s = structure_factor(density, test.cell)
+        curves[name] = tuple(block_bootstrap(s, block))
+    text = "Allowed q of the cell only; bands are 95 % block-bootstrap intervals."
+    return text, plot.structure_factor_figure(q, curves)
+
+
+def _training_figure(history: dict[str, Rows]) -> go.Figure:
+    rows = [
+        {"step": r["step"], **{f"{name}: {k}": r[k] for k in ("ldm", "validation_l2") if k in r}}
+        for name, run in history.items()
+        for r in run
+        if r["block"] == 1
+    ]
+    return plot.training_figure(rows)

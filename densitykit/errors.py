@@ -1,0 +1,28 @@
+"""Exceptions of densitykit.
+
+All derive from `DensityKitError`, and from `ValueError` so that code which does not
+know this package can still catch them. A message says where (file and variable), what is
+wrong, and what to do about it.
+"""
+
+__all__ = ["CheckpointError", "DensityKitError", "RolloutError", "ShapeError", "TrajectoryError"]
+
+
+class DensityKitError(Exception):
+    """Base class of every error that densitykit raises on purpose."""
+
+
+class TrajectoryError(DensityKitError, ValueError):
+    """A trajectory store, or a frame meant for one, breaks the format."""
+
+
+class CheckpointError(DensityKitError, ValueError):
+    """A checkpoint is unreadable, or does not belong to the model that loads it."""
+
+
+class ShapeError(DensityKitError, ValueError):
+    """An array has a shape that the operation cannot take."""
+
+
+class RolloutError(DensityKitError, ArithmeticError):
+    """A one-step map left the numbers that mean something."""

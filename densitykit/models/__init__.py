@@ -1,0 +1,16 @@
+"""One-step maps of the density state and their checkpoints."""
+
+from densitykit.models.autoencoder import Autoencoder
+from densitykit.models.checkpoint import load_model, read_provenance, save_model
+from densitykit.models.diffusion import LatentDiffusion
+from densitykit.models.surrogate import StateMap, SurrogateUNet
+
+__all__ = [
+    "Autoencoder",
+    "LatentDiffusion",
+    "StateMap",
+    "SurrogateUNet",
+    "load_model",
+    "read_provenance",
+    "save_model",
+]

@@ -1,0 +1,117 @@
+"""Checkpoints: weights as safetensors, constructor arguments and provenance as JSON.
+
+``save_model(model, "li.safetensors")`` writes ``li.safetensors`` and ``li.json``. Neither can
+execute code when it is loaded: the class is looked up by name among the models of this package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from densitykit import __version__
+from densitykit.errors import CheckpointError
+from densitykit.models.diffusion import LatentDiffusion
+from densitykit.models.surrogate import SurrogateUNet
+
+__all__ = ["MODELS", "load_model", "read_provenance", "save_model"]
+
+MODELS: dict[str, type[nn.Module]] = {m.__name__: m for m in (LatentDiffusion, SurrogateUNet)}
+
+
+def save_model(
+    model: nn.Module,
+    path: str | Path,
+    arguments: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write weights and their JSON card, each by an atomic rename.
+
+    Arguments:
+        model: an instance of one of :data:`MODELS`.
+        path: file name; its suffix becomes ``.safetensors``.
+        arguments: the keyword arguments that the model was constructed with.
+        provenance: how it was made (data, command, steps, seed, errors), kept as it is.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        CheckpointError: if the class of ``model`` is not in :data:`MODELS`.
+    """
+    if type(model).__name__ not in MODELS:
+        raise CheckpointError(
+            f"{path}: cannot save a {type(model).__name__}; known: {sorted(MODELS)}"
+        )
+    weights = Path(path).with_suffix(".safetensors")
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    card = {
+        "model": type(model).__name__,
+        "arguments": dict(arguments),
+        "densitykit": __version__,
+        "provenance": dict(provenance or {}),
+    }
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, f"{weights}.part")
+    Path(f"{weights}.json.part").write_text(json.dumps(card, indent=2) + "\n")
+    os.replace(f"{weights}.part", weights)
+    os.replace(f"{weights}.json.part", weights.with_suffix(".json"))
+    return weights
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """The model of a checkpoint, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: naming the file, what is wrong with it and what to do.
+    """
+    weights = Path(path).with_suffix(".safetensors")
+    card = _read_card(weights.with_suffix(".json"))
+    try:
+        model = MODELS[card["model"]](**card["arguments"])
+        model.load_state_dict(load_file(weights))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{weights}: weights not found beside their card; restore the file"
+        ) from None
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{weights}: not a whole safetensors file ({error}); copy it again"
+        ) from error
+    except (TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{weights}: weights and card disagree ({error}); "
+            "use a card and weights of one training"
+        ) from error
+    return model.eval()
+
+
+def read_provenance(path: str | Path) -> dict[str, Any]:
+    """How a checkpoint was made: the ``provenance`` of its card."""
+    return _read_card(Path(path).with_suffix(".json"))["provenance"]
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path}: card not found; a checkpoint is .safetensors + .json"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); restore the card") from error
+    for field in ("model", "arguments", "provenance"):
+        if field not in card:
+            raise CheckpointError(f"{path}: field '{field}' is missing; restore the card")
+    if card["model"] not in MODELS:
+        raise CheckpointError(
+            f"{path}: field 'model' is '{card['model']}'; known: {sorted(MODELS)}"
+        )
+    return card

@@ -1,0 +1,79 @@
+"""One self-contained HTML page of tables and figures, readable without a network."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from densitykit import __version__
+
+__all__ = ["write_report"]
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font: 16px/1.5 "Open Sans", Arial, sans-serif; color: #222; max-width: 1100px;
+  margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.7rem; }} h2 {{ font-size: 1.25rem; margin-top: 2.5rem; }}
+nav {{ background: #f5f5f5; padding: .5rem 1rem; }} a {{ color: #0072B2; }}
+section {{ overflow-x: auto; }} footer {{ margin-top: 3rem; color: #666; font-size: .85rem; }}
+table {{ border-collapse: collapse; border: 0; font-size: .9rem; margin: 1rem 0; }}
+th, td {{ border: 0; border-bottom: 1px solid #ddd; padding: .3rem .8rem; text-align: right; }}
+</style>
+{script}</head><body>
+<h1>{title}</h1>
+<nav><ol>{contents}</ol></nav>
+{sections}
+<footer>densitykit {version}</footer>
+</body></html>
+"""
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    title: str,
+    sections: Sequence[tuple[str, str, go.Figure | None]],
+) -> None:
+    """Write one page that needs no network: plotly.js is inside, once (5 MB).
+
+    Parameters
+    ----------
+    path
+        The file; it appears, or is replaced, only when complete.
+    title
+        Plain text, like the headings.
+    sections
+        Heading, body and figure or None. A body that starts with a tag is taken as HTML (such as
+        `pandas.DataFrame.to_html` gives); any other is text, with blank lines between paragraphs.
+    """
+    drawn = any(figure is not None for _, _, figure in sections)
+    heads = [html.escape(heading) for heading, _, _ in sections]
+    page = _PAGE.format(
+        title=html.escape(title),
+        script=f"<script>{get_plotlyjs()}</script>\n" if drawn else "",
+        contents="".join(f'<li><a href="#s{i}">{head}</a></li>' for i, head in enumerate(heads)),
+        sections="\n".join(_section(i, *section) for i, section in enumerate(sections)),
+        version=__version__,
+    )
+    part = Path(f"{os.fspath(path)}.part")
+    part.write_text(page, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _section(number: int, heading: str, body: str, figure: go.Figure | None) -> str:
+    """HTML of one section."""
+    if not re.match(r"\s*<[a-zA-Z!]", body):
+        paragraphs = [p.strip() for p in html.escape(body).split("\n\n")]
+        body = "".join(f"<p>{p}</p>" for p in paragraphs if p)
+    options = dict(config=dict(displaylogo=False), div_id=f"figure-{number}", auto_play=False)
+    options |= dict(include_plotlyjs=False, full_html=False)
+    drawing = "" if figure is None else figure.to_html(**options)
+    head = f'<h2 id="s{number}">{html.escape(heading)}</h2>'
+    return f"<section>{head}\n{body}\n{drawing}</section>"

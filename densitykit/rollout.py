@@ -1,0 +1,153 @@
+r"""Autoregressive rollout: any one-step map, applied again and again.
+
+.. math:: s_{k+1} = \Phi(s_k), \qquad \Phi : (\rho, \dot\rho)_t \mapsto (\rho, \dot\rho)_{t+h}
+
+:math:`\Phi` is any callable on physical states, a trained model or a baseline; an ensemble is its
+batch axis. Frames go to a trajectory store as they are made, so a rollout can be longer than
+memory and what was committed survives a kill.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from densitykit.errors import RolloutError, ShapeError
+from densitykit.sampling import step_generator
+from densitykit.trajectory import create_trajectory, open_trajectory
+
+__all__ = ["device_of", "iterate", "rollout"]
+
+Step = Callable[..., Tensor]
+
+
+def iterate(step: Step, initial: Tensor, n: int, seed: int = 0) -> Iterator[Tensor]:
+    """Yield the states after 1, 2, ..., n steps.
+
+    Arguments:
+        step: map of physical states (B, 2, X, Y, Z). If it has a ``generator`` argument, it gets
+            one seeded by (seed, step number), so a rollout can be repeated.
+        initial: physical state with shape (B, 2, X, Y, Z).
+        n: number of steps.
+
+    Raises:
+        ShapeError: if the grid does not fit the map.
+        RolloutError: if a state is not finite, with the number of the step.
+    """
+    if initial.ndim != 5 or initial.shape[1] != 2:
+        raise ShapeError(f"initial state has shape {tuple(initial.shape)}; give (B, 2, X, Y, Z)")
+    stride = getattr(step, "stride", 1)
+    if any(size % stride for size in initial.shape[2:]):
+        raise ShapeError(
+            f"grid {tuple(initial.shape[2:])} is not divisible by the stride {stride} of the map; "
+            f"resample the density to a multiple of {stride} with densitykit.grid.resample"
+        )
+    signature = step.forward if isinstance(step, nn.Module) else step.__call__
+    random = "generator" in inspect.signature(signature).parameters
+    state = initial.to(device_of(step))
+    for k in range(n):
+        with torch.no_grad():
+            state = step(state, generator=step_generator(seed, k)) if random else step(state)
+        if not torch.isfinite(state).all():
+            raise RolloutError(
+                f"step {k + 1} of {n}: the state is not finite; the map is unstable here"
+            )
+        yield state
+
+
+def device_of(step: Step) -> torch.device:
+    """Where a map wants its states: the device of its weights, the CPU if it has none."""
+    parameters = step.parameters() if isinstance(step, nn.Module) else iter(())
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
+def rollout(
+    step: Step,
+    initial: Tensor,
+    n: int,
+    *,
+    cell: np.ndarray,
+    path: str | Path | None = None,
+    horizon: float | None = None,
+    start: float = 0.0,
+    seed: int = 0,
+    attrs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Roll a map out and return the trajectory, initial state included.
+
+    Arguments:
+        step, n, seed: see :func:`iterate`.
+        initial: physical state (2, X, Y, Z), or (B, 2, X, Y, Z) for an ensemble of B members.
+        cell: lattice vectors as rows, shape (3, 3), in angstrom.
+        path: store to stream to; members of an ensemble become its groups ``member-0``, ... None
+            keeps the trajectory in memory.
+        horizon: time of one step in fs; by default that of ``step``.
+        start: time of the initial state in fs.
+        attrs: provenance to store.
+        progress: show a progress bar.
+
+    Returns:
+        Dataset with ``density`` (time, x, y, z), or (member, time, x, y, z) for an ensemble.
+
+    Raises:
+        TrajectoryError: if ``path`` is taken.
+        ShapeError, RolloutError: see :func:`iterate`.
+    """
+    horizon = horizon if horizon is not None else step.horizon
+    ensemble = initial if initial.ndim == 5 else initial[None]
+    states = iterate(step, ensemble, n, seed)
+    bar = tqdm(states, "rollout", n, disable=not progress, unit="step")
+    details = {"title": f"rollout of {type(step).__name__}", "horizon_fs": horizon, "seed": seed}
+    details |= dict(attrs or {})
+    frames = (x[:, 0].cpu().numpy() for x in _chain(ensemble, bar))
+    if path is None:
+        density = np.stack(list(frames), axis=1)
+        times = start + horizon * np.arange(n + 1)
+        return _in_memory(density if initial.ndim == 5 else density[0], times, cell, details)
+    names = [f"member-{i}" for i in range(len(ensemble))] if initial.ndim == 5 else ["."]
+    paths = [Path(path) / name for name in names]
+    grid = tuple(ensemble.shape[2:])
+    common = {
+        "n_frames": n + 1,
+        "grid": grid,
+        "cell": cell,
+        "attrs": details,
+        "allow_negative": True,
+    }
+    writers = [create_trajectory(p, **common) for p in paths]
+    for k, members in enumerate(frames):
+        for writer, density in zip(writers, members, strict=True):
+            writer.append(density, start + k * horizon)
+    opened = [open_trajectory(p) for p in paths]
+    if initial.ndim == 4:
+        return opened[0]
+    moving = [name for name, variable in opened[0].data_vars.items() if "time" in variable.dims]
+    return xr.concat(opened, "member", data_vars=moving, coords="minimal", compat="override")
+
+
+def _chain(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:
+    yield first
+    yield from rest
+
+
+def _in_memory(
+    density: np.ndarray, times: np.ndarray, cell: np.ndarray, attrs: Mapping[str, Any]
+) -> xr.Dataset:
+    dims = ("member", "time", "x", "y", "z")[-density.ndim :]
+    return xr.Dataset(
+        {
+            "density": (dims, density, {"units": "angstrom**-3"}),
+            "cell": (("vector", "cartesian"), np.asarray(cell), {"units": "angstrom"}),
+        },
+        {"time": ("time", times, {"units": "fs"})},
+        dict(attrs),
+    )

@@ -1,0 +1,417 @@
+r"""Training: the poster's loss, and one resumable loop on Lightning Fabric.
+
+.. math:: L = L_{AE} + \lambda_1 L_{LDM} + \lambda_2 L_{sJSD}
+
+(Chiang et al. 2025). :math:`L_{AE}` is the mean squared reconstruction error of the normalised
+state, :math:`L_{LDM}` the denoising loss of :mod:`densitykit.models.diffusion`, and
+:math:`L_{sJSD}` the scaled Jensen-Shannon divergence between the decoded one-step prediction
+(the denoised estimate at the drawn noise level) and the true next density. The denoiser
+sees latents without gradient, so :math:`L_{AE}` does not depend on the denoiser nor
+:math:`L_{LDM}` on the autoencoder; the sum can therefore be minimised block by block, first the
+autoencoder, then, with it frozen, the denoiser. That is what :func:`train_latent_diffusion` does:
+half the cost, and a latent that stands still while its dynamics is learned.
+
+The loop is a function of (seed, step, rank) only: batch, noise and learning rate of a step are
+drawn from a generator seeded by these. State is written as safetensors by an atomic rename, so a
+training killed at any moment continues with the loss curve of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from densitykit.errors import CheckpointError
+from densitykit.metrics import spatial_sjsd, value_sjsd
+from densitykit.models.diffusion import LatentDiffusion
+from densitykit.models.surrogate import StateMap, SurrogateUNet
+from densitykit.sampling import StatePairs, step_generator
+
+__all__ = [
+    "OneStepLoss",
+    "PosterLoss",
+    "adopt_autoencoder",
+    "fit",
+    "train_latent_diffusion",
+    "train_surrogate",
+]
+
+
+def _randn(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal noise from a CPU generator, so that every device draws the same numbers."""
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+class PosterLoss(nn.Module):
+    """L_AE + lambda_1 L_LDM + lambda_2 L_sJSD of a latent diffusion model.
+
+    Arguments:
+        model: the model to train; parts whose parameters need no gradient are not trained.
+        lambda_1, lambda_2: weights; a term of weight zero is not computed.
+        reading: "spatial" or "value", what P and Q of the sJSD are (:mod:`densitykit.metrics`).
+        condition_noise: largest standard deviation of the noise on the conditioning latent.
+        log_sigma: mean and standard deviation of the logarithm of the drawn noise levels.
+
+    ``forward``: normalised states at t and t + horizon, each (B, 2, X, Y, Z), and a CPU generator
+    -> the terms, scalars in a dictionary; their weighted sum is "loss".
+    """
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        lambda_1: float = 1.0,
+        lambda_2: float = 0.0,
+        reading: str = "spatial",
+        condition_noise: float = 0.1,
+        log_sigma: tuple[float, float] = (1.5, 1.5),
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.lambda_1, self.lambda_2 = lambda_1, lambda_2
+        self.divergence = {"spatial": self._spatial, "value": self._value}[reading]
+        self.condition_noise, self.log_sigma = condition_noise, log_sigma
+        self.trains_autoencoder = next(model.autoencoder.parameters()).requires_grad
+
+    def forward(
+        self, state: Tensor, next_state: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        if self.trains_autoencoder:
+            both = torch.cat([state, next_state])
+            terms["ae"] = (self.model.autoencoder(both, generator) - both).square().mean()
+        if self.lambda_1 or self.lambda_2:
+            terms |= self._dynamics(state, next_state, generator)
+        weights = {"ae": 1.0, "ldm": self.lambda_1, "sjsd": self.lambda_2}
+        terms["loss"] = sum(weights[k] * v for k, v in terms.items())
+        return terms
+
+    def _dynamics(
+        self, state: Tensor, next_state: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        model = self.model
+        with torch.no_grad():
+            z, z_next = model.encode(state), model.encode(next_state)
+            level = self.condition_noise * torch.rand(len(z), 1, 1, 1, 1, generator=generator).to(
+                z
+            )
+            z_noisy = z + level * _randn(z, generator)
+            # the target is the true next latent: from a noisy state the map has to come back
+            y = (z_next - z_noisy) / model.increment_scale
+        mean, std = self.log_sigma
+        sigma = (mean + std * torch.randn(len(z), generator=generator)).exp()
+        sigma = sigma.clamp(model.sigma_min, model.sigma_max).to(z)
+        s = sigma.reshape(-1, 1, 1, 1, 1)
+        denoised = model.denoise(y + s * _randn(y, generator), sigma, z_noisy)
+        error = (denoised - y).square().mean(dim=(1, 2, 3, 4))
+        terms = {"ldm": (error * (1 + sigma**2) / sigma**2).mean()}
+        if self.lambda_2:
+            predicted = model.decode(z_noisy + model.increment_scale * denoised)
+            terms["sjsd"] = self.divergence(predicted[:, 0], next_state[:, 0])
+        return terms
+
+    def _spatial(self, field: Tensor, reference: Tensor) -> Tensor:
+        inverse = self.model.transform.inverse
+        return spatial_sjsd(
+            inverse(field).clamp(min=1e-6), inverse(reference).clamp(min=1e-6)
+        ).mean()
+
+    def _value(self, field: Tensor, reference: Tensor) -> Tensor:
+        return value_sjsd(field, reference)
+
+
+class OneStepLoss(nn.Module):
+    """Mean squared error of a deterministic one-step map, with noise on its input.
+
+    Arguments:
+        model: the map to train.
+        input_noise: largest standard deviation of the noise on the normalised input state.
+    """
+
+    def __init__(self, model: StateMap, input_noise: float = 0.15) -> None:
+        super().__init__()
+        self.model, self.input_noise = model, input_noise
+
+    def forward(
+        self, state: Tensor, next_state: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        level = self.input_noise * torch.rand(len(state), 1, 1, 1, 1, generator=generator).to(
+            state
+        )
+        noisy = state + level * _randn(state, generator)
+        return {"loss": (self.model.advance(noisy) - next_state).square().mean()}
+
+
+def fit(
+    objective: nn.Module,
+    pairs: StatePairs,
+    *,
+    steps: int,
+    batch: int = 4,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    validate: Callable[[], Mapping[str, float]] | None = None,
+    validate_every: int = 250,
+    save_every: int = 100,
+    ema: float = 0.999,
+    fabric: Fabric | None = None,
+    label: str = "train",
+) -> list[dict[str, float]]:
+    """Minimise ``objective`` with AdamW, a warmed-up cosine rate and averaged weights.
+
+    At the end the model holds the exponential moving average of its weights.
+
+    Arguments:
+        objective: module with attribute ``model``, mapping (state, next state, generator) to
+            terms with key "loss".
+        pairs: training pairs.
+        steps, batch, learning_rate: length, pairs a step and device, peak rate.
+        seed: everything random follows from it.
+        run_dir: where ``state.safetensors`` and ``log.csv`` go; an unfinished training found there
+            is continued. None keeps nothing on disk.
+        validate: called with the averaged weights in place; its figures go to the log.
+        validate_every, save_every: intervals in steps.
+        ema: decay of the average of the weights.
+        fabric: devices, strategy and precision; by default one device, a GPU if there is one.
+        label: name on the progress bar.
+
+    Returns:
+        One row a step: step, the terms, learning rate, seconds so far; validation figures where
+            made.
+
+    Raises:
+        CheckpointError: if ``run_dir`` holds a state that does not belong to this training.
+    """
+    fabric = fabric or Fabric(accelerator="auto", devices=1)
+    model = objective.model
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    average = [p.detach().clone().to(fabric.device) for p in trained]
+    optimizer = torch.optim.AdamW(trained, learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    wrapped, optimizer = fabric.setup(objective, optimizer)
+    keeper = _Keeper(
+        run_dir, trained, average, optimizer, {"steps": steps, "batch": batch, "seed": seed}
+    )
+    first, rows = keeper.restore()
+    started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+    bar = tqdm(range(first, steps), label, steps, initial=first, disable=fabric.global_rank > 0)
+    wrapped.train()
+    for step in bar:
+        rate = (
+            learning_rate
+            * min(1.0, (step + 1) / 50)
+            * 0.5
+            * (1 + math.cos(math.pi * step / steps))
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        generator = step_generator(seed, step, fabric.global_rank)
+        physical = pairs.draw(batch, generator)
+        state, next_state = (model.normalise(fabric.to_device(x)) for x in physical)
+        terms = wrapped(state, next_state, generator)
+        optimizer.zero_grad()
+        fabric.backward(terms["loss"])
+        fabric.clip_gradients(wrapped, optimizer, max_norm=1.0)
+        optimizer.step()
+        decay = min(ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(average, [p.detach() for p in trained], 1 - decay)
+        row = {"step": step, **{k: v.item() for k, v in terms.items()}, "learning_rate": rate}
+        if validate is not None and ((step + 1) % validate_every == 0 or step + 1 == steps):
+            with _Swapped(trained, average):
+                wrapped.eval()
+                row |= validate()
+                wrapped.train()
+            bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k.startswith("validation")})
+        row["seconds"] = time.perf_counter() - started
+        rows.append(row)
+        if fabric.is_global_zero and ((step + 1) % save_every == 0 or step + 1 == steps):
+            keeper.save(step + 1, rows)
+    with torch.no_grad():
+        for p, mean in zip(trained, average, strict=True):
+            p.copy_(mean)
+    objective.eval()
+    return rows
+
+
+class _Swapped:
+    """Puts averaged weights in place of the trained ones for the length of a block."""
+
+    def __init__(self, trained: list[Tensor], average: list[Tensor]) -> None:
+        self.trained, self.average = trained, average
+
+    def _swap(self) -> None:
+        for p, mean in zip(self.trained, self.average, strict=True):
+            p.data, mean.data = mean.data, p.data
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *exception: object) -> None:
+        self._swap()
+
+
+class _Keeper:
+    """Writes and restores the state of a training; safetensors, never pickle."""
+
+    def __init__(
+        self,
+        run_dir: str | Path | None,
+        trained: list[Tensor],
+        average: list[Tensor],
+        optimizer: torch.optim.Optimizer,
+        settings: dict[str, int],
+    ) -> None:
+        self.dir = Path(run_dir) if run_dir is not None else None
+        self.trained, self.average, self.optimizer, self.settings = (
+            trained,
+            average,
+            optimizer,
+            settings,
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        out = {f"weight.{i}": p for i, p in enumerate(self.trained)}
+        out |= {f"average.{i}": p for i, p in enumerate(self.average)}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            out |= {f"{name}.{i}": value for name, value in moments.items()}
+        return {k: v.detach().cpu().contiguous() for k, v in out.items()}
+
+    def save(self, step: int, rows: list[dict[str, float]]) -> None:
+        if self.dir is None:
+            return
+        self.dir.mkdir(parents=True, exist_ok=True)
+        meta = {"step": str(step), "settings": json.dumps(self.settings), "rows": json.dumps(rows)}
+        path = self.dir / "state.safetensors"
+        save_file(self._tensors(), f"{path}.part", metadata=meta)
+        os.replace(f"{path}.part", path)
+        _write_log(self.dir / "log.csv", rows)
+
+    def restore(self) -> tuple[int, list[dict[str, float]]]:
+        path = self.dir / "state.safetensors" if self.dir is not None else None
+        if path is None or not path.exists():
+            return 0, []
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = file.metadata()
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{path}: not a whole training state ({error}); delete it"
+            ) from error
+        if json.loads(meta["settings"]) != self.settings:
+            raise CheckpointError(
+                f"{path}: made with settings {meta['settings']}, not {json.dumps(self.settings)}; "
+                "use these settings or another run directory"
+            )
+        self._load(tensors, path)
+        return int(meta["step"]), json.loads(meta["rows"])
+
+    def _load(self, tensors: dict[str, Tensor], path: Path) -> None:
+        count = len(self.trained)
+        shapes = [
+            tuple(tensors[f"weight.{i}"].shape) for i in range(count) if f"weight.{i}" in tensors
+        ]
+        if shapes != [tuple(p.shape) for p in self.trained]:
+            raise CheckpointError(f"{path}: state of another model; use another run directory")
+        with torch.no_grad():
+            for i in range(count):
+                self.trained[i].copy_(tensors[f"weight.{i}"])
+                self.average[i].copy_(tensors[f"average.{i}"])
+        names = ("step", "exp_avg", "exp_avg_sq")
+        state = {i: {n: tensors[f"{n}.{i}"] for n in names} for i in range(count)}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _write_log(path: Path, rows: list[dict[str, float]]) -> None:
+    fields = list(dict.fromkeys(k for row in rows for k in row))
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def train_latent_diffusion(
+    model: LatentDiffusion,
+    pairs: StatePairs,
+    *,
+    autoencoder_steps: int,
+    steps: int,
+    lambda_1: float = 1.0,
+    lambda_2: float = 0.0,
+    reading: str = "spatial",
+    run_dir: str | Path | None = None,
+    **options: object,
+) -> list[dict[str, float]]:
+    """Train the autoencoder, standardise its latent, then train the denoiser on it.
+
+    Arguments:
+        model, pairs: the model and its training pairs.
+        autoencoder_steps, steps: steps of the two blocks; zero skips a block.
+        lambda_1, lambda_2, reading: see :class:`PosterLoss`.
+        run_dir: each block keeps its state in a folder of its own below it.
+        options: passed to :func:`fit`.
+
+    Returns:
+        Rows of both blocks, with "block" 0 and 1.
+    """
+    folder = Path(run_dir) if run_dir is not None else None
+    rows = []
+    if autoencoder_steps:
+        _train_only(model, model.autoencoder)
+        ae_options = {k: v for k, v in options.items() if k not in ("validate", "validate_every")}
+        history = fit(
+            PosterLoss(model, lambda_1=0),
+            pairs,
+            steps=autoencoder_steps,
+            run_dir=folder and folder / "autoencoder",
+            label="autoencoder",
+            **ae_options,
+        )
+        rows += [{"block": 0, **row} for row in history]
+        device = next(model.parameters()).device
+        some = torch.arange(len(pairs))[:: max(1, len(pairs) // 32)]
+        model.set_latent_scales(*(model.normalise(x.to(device)) for x in pairs[some]))
+    if steps:
+        _train_only(model, model.net, model.embed)
+        history = fit(
+            PosterLoss(model, lambda_1, lambda_2, reading),
+            pairs,
+            steps=steps,
+            run_dir=folder and folder / "denoiser",
+            label="denoiser",
+            **options,
+        )
+        rows += [{"block": 1, **row} for row in history]
+    return rows
+
+
+def train_surrogate(
+    model: SurrogateUNet, pairs: StatePairs, *, input_noise: float = 0.15, **options: object
+) -> list[dict[str, float]]:
+    """Train the deterministic U-Net; options as in :func:`fit`."""
+    return fit(OneStepLoss(model, input_noise), pairs, label="surrogate", **options)
+
+
+def adopt_autoencoder(model: LatentDiffusion, donor: LatentDiffusion) -> None:
+    """Copy the autoencoder and the scales of its latent, so that only the denoisers differ."""
+    model.autoencoder.load_state_dict(donor.autoencoder.state_dict())
+    for name in ("latent_mean", "latent_scale", "increment_scale"):
+        getattr(model, name).copy_(getattr(donor, name))
+
+
+def _train_only(model: nn.Module, *parts: nn.Module) -> None:
+    model.requires_grad_(False)
+    for part in parts:
+        part.requires_grad_(True)

@@ -1,0 +1,232 @@
+"""House rules: what the files beside the code promise about one another.
+
+The versions in pyproject.toml, environment.yml and constraints.txt, the list of modules in the
+README, the sizes of what goes into git, and the state of saved notebooks. Nothing here imports the
+package.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MODULES = sorted(p for p in (ROOT / "densitykit").rglob("*.py") if p.name != "__init__.py")
+SOURCES = [
+    p for d in ("densitykit", "scripts", "tests", "benchmarks") for p in (ROOT / d).rglob("*.py")
+]
+
+#: names on conda-forge, where they differ; None: no conda package, pip brings it with `-e .`
+CONDA_NAMES = {"torch": "pytorch", "dask": "dask-core", "lightning-fabric": None}
+#: names to import, where they differ from the distribution's
+DISTRIBUTIONS = {"yaml": "pyyaml"}
+
+KB, MB = 1_000, 1_000_000
+
+
+def requirements(*extras: str) -> dict[str, Requirement]:
+    """Requirements of the package and of these extras, by canonical name."""
+    listed = list(PROJECT["dependencies"])
+    for extra in extras:
+        listed += PROJECT["optional-dependencies"][extra]
+    return {canonicalize_name(r.name): r for r in map(Requirement, listed)}
+
+
+def pins() -> dict[str, SpecifierSet]:
+    """What constraints.txt says, by canonical name."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    parsed = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(r.name): r.specifier for r in parsed}
+
+
+def version() -> str:
+    """The version written in densitykit/__init__.py."""
+    text = (ROOT / "densitykit" / "__init__.py").read_text()
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
+
+
+def git(*arguments: str, stdin: str | None = None) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True).stdout
+
+
+@cache
+def git_files() -> list[Path]:
+    """What git tracks or would add, relative to the root; skips outside a checkout of our own."""
+    try:
+        top = git("rev-parse", "--show-toplevel").strip()
+    except (OSError, subprocess.CalledProcessError):
+        top = ""
+    if not top or Path(top).resolve() != ROOT:
+        pytest.skip("not a git checkout")
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    files = [Path(name) for name in listed if name and (ROOT / name).is_file()]
+    assert Path("pyproject.toml") in files
+    return files
+
+
+def too_large(files: list[Path], limit: int) -> dict[str, int]:
+    sizes = {str(f): (ROOT / f).stat().st_size for f in files}
+    return {name: size for name, size in sizes.items() if size > limit}
+
+
+def imported(source: str) -> set[str]:
+    """Top-level names of the modules that Python source imports, relative imports left out."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def cells(notebook: Path, kind: str = "code") -> list[dict]:
+    """Cells of one kind that are not empty."""
+    found = json.loads(notebook.read_text())["cells"]
+    return [c for c in found if c["cell_type"] == kind and "".join(c["source"]).strip()]
+
+
+# versions
+
+
+def test_every_requirement_is_pinned_within_its_range() -> None:
+    locked = pins()
+    for name, requirement in requirements(*PROJECT["optional-dependencies"]).items():
+        assert name in locked, f"{name} is missing from constraints.txt: make lock"
+        pin = str(locked[name]).removeprefix("==")
+        assert requirement.specifier.contains(pin), f"{name}: {pin} is not {requirement.specifier}"
+
+
+def test_constraints_pin_exact_versions() -> None:
+    for name, specifier in pins().items():
+        assert re.fullmatch(r"==[0-9][^*,+]*", str(specifier)), (
+            f"{name}{specifier} is no exact pin"
+        )
+
+
+def test_versions_held_back_are_the_pinned_ones() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    held_back = [line.removeprefix("#pin ") for line in lines if line.startswith("#pin ")]
+    assert held_back
+    assert set(held_back) <= set(lines)
+
+
+def test_environment_file_matches_the_project() -> None:
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert [entry for entry in listed if not isinstance(entry, str)] == [{"pip": ["-e ."]}]
+    conda = {
+        r.name: r.specifier for r in map(Requirement, filter(lambda e: isinstance(e, str), listed))
+    }
+    assert conda.pop("python") == SpecifierSet(PROJECT["requires-python"])
+    assert conda.pop("pip") == SpecifierSet()
+    expected = {
+        CONDA_NAMES.get(name, name): requirement.specifier
+        for name, requirement in requirements("lab", "test", "dask").items()
+    }
+    expected.pop(None)
+    assert conda == expected
+
+
+def test_imports_are_declared() -> None:
+    known = set(sys.stdlib_module_names) | {"densitykit", "conftest"}
+    declared = set(requirements(*PROJECT["optional-dependencies"]))
+    for path in SOURCES:
+        for name in imported(path.read_text()) - known:
+            distribution = canonicalize_name(DISTRIBUTIONS.get(name, name))
+            assert distribution in declared, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_changelog_has_the_current_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## \[{re.escape(version())}\]", changelog, re.MULTILINE)
+
+
+# files
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda p: p.stem)
+def test_readme_names_every_module(module: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert re.search(rf"(?<!\w){re.escape(module.name)}", readme), (
+        f"{module.name} is not in README"
+    )
+
+
+def test_files_outside_data_are_small() -> None:
+    files = [f for f in git_files() if f.parts[0] != "data"]
+    assert not too_large(files, 500 * KB)
+
+
+def test_data_is_small_enough_for_git() -> None:
+    files = [f for f in git_files() if f.parts[0] == "data"]
+    assert not too_large(files, 50 * MB)
+    assert sum((ROOT / f).stat().st_size for f in files) < 120 * MB
+
+
+def test_git_takes_data_for_binary() -> None:
+    """Chunks and checkpoints must never have their line ends rewritten."""
+    names = ["data/a.zarr/density/c/0/0/0/0", "data/a.zarr/step/c", "data/b.safetensors"]
+    names += [
+        str(f) for f in git_files() if f.parts[0] == "data" and f.suffix in ("", ".safetensors")
+    ]
+    names = [n for n in names if Path(n).name not in ("LICENSE", "README", ".gitignore")]
+    answer = git("check-attr", "-z", "--stdin", "text", stdin="\0".join(names)).split("\0")
+    is_text = {answer[i]: answer[i + 2] for i in range(0, len(answer) - 2, 3)}
+    assert set(is_text) == set(names)
+    assert not [name for name, value in is_text.items() if value != "unset"]
+
+
+def test_ci_runs_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert re.search(r"^\s*(exec )?make test$", script.read_text(), re.MULTILINE)
+
+
+# notebooks
+
+each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+@each_notebook
+def test_notebook_is_small(notebook: Path) -> None:
+    assert not too_large([notebook.relative_to(ROOT)], 500 * KB)
+
+
+@each_notebook
+def test_notebook_has_no_widget_state(notebook: Path) -> None:
+    assert "widgets" not in json.loads(notebook.read_text())["metadata"], "run `make notebooks`"
+
+
+@each_notebook
+def test_notebook_ran_from_top_to_bottom(notebook: Path) -> None:
+    counts = [cell["execution_count"] for cell in cells(notebook)]
+    assert counts, "no code"
+    assert counts == list(range(1, len(counts) + 1)), "run `make notebooks`"
+
+
+@each_notebook
+def test_notebook_keeps_outputs_without_errors(notebook: Path) -> None:
+    outputs = [output for cell in cells(notebook) for output in cell["outputs"]]
+    assert outputs, "run `make notebooks`"
+    assert not [output for output in outputs if output["output_type"] == "error"]
+
+
+@each_notebook
+def test_notebook_ends_with_checks(notebook: Path) -> None:
+    assert re.search(r"^\s*assert ", "".join(cells(notebook)[-1]["source"]), re.MULTILINE)

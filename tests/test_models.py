@@ -1,0 +1,432 @@
+"""Networks and one-step maps: symmetry, conservation, the sampler's closed form, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from densitykit.errors import CheckpointError, ShapeError
+from densitykit.models import (
+    Autoencoder,
+    LatentDiffusion,
+    SurrogateUNet,
+    load_model,
+    read_provenance,
+    save_model,
+)
+from densitykit.models.layers import UNet, circular_conv, depth_to_space, space_to_depth
+
+CONSTANTS = {"mu": -1.0, "sigma": 0.5, "eps": 0.01, "horizon": 4.0}
+SMALL = {
+    SurrogateUNet: CONSTANTS | {"widths": [8, 16], "blocks": [1, 1]},
+    LatentDiffusion: CONSTANTS
+    | {
+        "latent_channels": 3,
+        "autoencoder_width": 8,
+        "autoencoder_blocks": 1,
+        "widths": [8, 16],
+        "blocks": [1, 1],
+        "embedding": 8,
+    },
+}
+SPACE = (-3, -2, -1)
+
+
+def stirred(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Move all weights away from their start, where many layers are zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return module.eval()
+
+
+def small(kind: type[nn.Module], **changes: object) -> nn.Module:
+    return stirred(kind(**(SMALL[kind] | changes)))
+
+
+def physical_state(batch: int = 2, n: int = 8) -> Tensor:
+    """Random density (about 0.3 angstrom**-3) and a rate of a tenth of it per fs."""
+    generator = torch.Generator().manual_seed(1)
+    rho = torch.exp(0.5 * torch.randn(batch, n, n, n, generator=generator) - 1.2)
+    rate = 0.1 * rho * torch.randn(rho.shape, generator=generator)
+    return torch.stack([rho, rate - rate.mean(SPACE, keepdim=True)], dim=1)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(2)
+
+
+both_models = pytest.mark.parametrize("kind", list(SMALL))
+
+
+# --- layers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("patch", [1, 2, 3])
+def test_depth_to_space_inverts_space_to_depth(patch: int) -> None:
+    x = torch.arange(2 * 3 * 6 * 12 * 6).reshape(2, 3, 6, 12, 6)
+    y = space_to_depth(x, patch)
+    assert y.shape == (2, 3 * patch**3, 6 // patch, 12 // patch, 6 // patch)
+    torch.testing.assert_close(depth_to_space(y, patch), x)
+    # the channels of a coarse cell are the points of its patch
+    points = x[1, :, :patch, patch : 2 * patch, :patch].flatten().tolist()
+    assert sorted(y[1, :, 0, 1, 0].tolist()) == sorted(points)
+
+
+def test_circular_convolution_is_the_one_of_the_torus() -> None:
+    conv = circular_conv(1, 1).double()
+    x = torch.randn(1, 1, 4, 5, 6, dtype=torch.float64)
+    expected = conv.bias.reshape(1, 1, 1, 1, 1) + sum(
+        conv.weight[0, 0, i, j, k] * x.roll((1 - i, 1 - j, 1 - k), SPACE)
+        for i in range(3)
+        for j in range(3)
+        for k in range(3)
+    )
+    torch.testing.assert_close(conv(x), expected)
+    assert not circular_conv(2, 2, zero=True)(torch.randn(1, 2, 4, 4, 4)).any()
+
+
+@pytest.mark.parametrize(("patch", "widths"), [(1, (8,)), (2, (8, 16)), (1, (8, 8, 8))])
+def test_unet_shapes(patch: int, widths: tuple[int, ...]) -> None:
+    net = UNet(2, 3, widths, (1,) * len(widths), patch, embedding=4)
+    assert net.stride == patch * 2 ** (len(widths) - 1)
+    x, embedding = torch.randn(2, 2, 4, 8, 12), torch.randn(2, 4)
+    assert not net(x, embedding).any()  # zero at the start of training
+    out = stirred(net)(x, embedding)
+    assert out.shape == (2, 3, 4, 8, 12) and out.isfinite().all()
+    assert not torch.allclose(out, net(x, embedding + 1))
+
+
+# --- symmetry and conservation ---------------------------------------------------------------
+
+
+@both_models
+def test_shapes(kind: type[nn.Module]) -> None:
+    model, x = small(kind), physical_state()
+    out = model(x, generator())
+    assert out.shape == x.shape and out.dtype == torch.float32
+    assert out.isfinite().all() and not out.requires_grad
+    assert model.stride == 4
+
+
+def test_latent_shapes() -> None:
+    model, state = small(LatentDiffusion), torch.randn(2, 2, 8, 8, 8)
+    latent = model.encode(state)
+    assert latent.shape == (2, 3, 4, 4, 4)
+    assert model.decode(latent).shape == state.shape
+    assert model.sample(latent, generator()).shape == latent.shape
+
+
+@both_models
+def test_normalised_state_is_inverted(kind: type[nn.Module]) -> None:
+    model, x = small(kind).double(), physical_state().double()
+    x[:, 1] -= x[:, 1].mean(SPACE, keepdim=True)
+    back = model.denormalise(model.normalise(x), x[:, 0].mean(SPACE, keepdim=True))
+    torch.testing.assert_close(back, x, rtol=1e-12, atol=1e-13)
+    rho, rate = x.unbind(1)
+    expected = torch.stack([(rho + 0.01).log() + 1, 4.0 * rate / (rho + 0.01)], 1) / 0.5
+    torch.testing.assert_close(model.normalise(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@both_models
+@pytest.mark.parametrize("cells", [(1, 0, 0), (0, 1, -1), (1, 2, 3)])
+def test_shift_equivariance(kind: type[nn.Module], cells: tuple[int, ...]) -> None:
+    """Every step commutes with periodic shifts by the stride; the sampler's noise moves along."""
+    model, x = small(kind), torch.randn(2, 2, 12, 12, 12, generator=generator())
+    shift = [c * model.stride for c in cells]
+    if kind is LatentDiffusion:
+        latent = model.encode(x)
+        moved = model.encode(x.roll(shift, SPACE))
+        steps = [c * model.stride // 2 for c in cells]  # the latent grid is coarser by the patch
+        torch.testing.assert_close(moved, latent.roll(steps, SPACE), rtol=0, atol=1e-5)
+        level = torch.tensor([0.3, 3.0])
+        noisy = latent + torch.randn(latent.shape, generator=generator())
+        ours = model.denoise(noisy, level, latent).roll(steps, SPACE)
+        theirs = model.denoise(noisy.roll(steps, SPACE), level, moved)
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+        ours = model.decode(latent).roll(shift, SPACE)
+        torch.testing.assert_close(model.decode(moved), ours, rtol=0, atol=1e-5)
+    else:
+        ours = model.advance(x).roll(shift, SPACE)
+        torch.testing.assert_close(model.advance(x.roll(shift, SPACE)), ours, rtol=0, atol=1e-5)
+
+
+@both_models
+def test_supercell_of_copies(kind: type[nn.Module]) -> None:
+    """The step of a 2x2x2 supercell of copies is the supercell of the step."""
+    model, x = small(kind), physical_state(1)
+    tiled = x.repeat(1, 1, 2, 2, 2)
+    if (
+        kind is LatentDiffusion
+    ):  # without noise, which would break the periodicity of the small cell
+        model.sample = lambda latent, generator: model.denoise(
+            latent, latent.new_full((1,), 0.5), latent
+        )
+    torch.testing.assert_close(model(tiled), model(x).repeat(1, 1, 2, 2, 2), rtol=1e-4, atol=1e-5)
+
+
+@both_models
+def test_electron_count_is_exact(kind: type[nn.Module]) -> None:
+    model, x = small(kind), physical_state(3)
+    x[1] *= 2
+    out = model(x, generator()).double()
+    mean = x[:, 0].double().mean(SPACE)
+    assert not torch.allclose(out[:, 0], x[:, 0].double(), rtol=0.01)  # the step does something
+    torch.testing.assert_close(out[:, 0].mean(SPACE), mean, rtol=1e-6, atol=0)
+    assert out[:, 0].min() > 0
+    assert (out[:, 1].mean(SPACE).abs() <= 1e-6 * out[:, 1].std()).all()
+
+
+@both_models
+def test_grid_must_fit_the_stride(kind: type[nn.Module]) -> None:
+    with pytest.raises(ShapeError, match=r"10.*4"):
+        small(kind)(physical_state(1, 10))
+
+
+# --- autoencoder -----------------------------------------------------------------------------
+
+
+def test_latent_is_bounded() -> None:
+    autoencoder = stirred(Autoencoder(2, 3, 8, 1, bound=5.0))
+    assert autoencoder.encode(1e4 * torch.randn(1, 2, 8, 8, 8)).abs().max() <= 5.0
+
+
+def test_latent_noise_only_in_training() -> None:
+    autoencoder, x = stirred(Autoencoder(2, 3, 8, 1, noise=0.1)), torch.randn(1, 2, 8, 8, 8)
+    torch.testing.assert_close(
+        autoencoder(x), autoencoder.decode(autoencoder.encode(x)), rtol=0, atol=0
+    )
+    autoencoder.train()
+    once, again = autoencoder(x, generator()), autoencoder(x, generator())
+    torch.testing.assert_close(once, again, rtol=0, atol=0)
+    assert not torch.allclose(once, autoencoder(x, torch.Generator().manual_seed(5)))
+
+
+def test_latent_scales_standardise() -> None:
+    model = small(LatentDiffusion)
+    state, later = torch.randn(2, 4, 2, 8, 8, 8, generator=generator())
+    model.set_latent_scales(state, later)
+    z, z_later = model.encode(state), model.encode(later)
+    dims = (0, 2, 3, 4)
+    torch.testing.assert_close(z.mean(dims), torch.zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(z.std(dims), torch.ones(3))
+    torch.testing.assert_close((z_later - z).std(dims), model.increment_scale.flatten())
+    plain = model.autoencoder.decode(model.autoencoder.encode(state))
+    torch.testing.assert_close(model.decode(z), plain, rtol=1e-4, atol=1e-5)
+
+
+# --- denoiser and sampler --------------------------------------------------------------------
+
+
+def test_preconditioning_limits() -> None:
+    """A clean input comes back; from pure noise the network alone speaks: D -> F."""
+    model = small(LatentDiffusion)
+    latent, x = torch.randn(2, 2, 3, 4, 4, 4, generator=generator())
+    clean = model.denoise(x, torch.full((2,), 1e-6), latent)
+    torch.testing.assert_close(clean, x, rtol=0, atol=1e-4)
+    level = torch.full((2,), 1e4)
+    raw = model.net(torch.cat([x, latent], 1), model.embed(level))
+    torch.testing.assert_close(model.denoise(1e4 * x, level, latent), raw, rtol=0, atol=1e-3)
+
+
+def gaussian_model(steps: int, mean: float, spread: float) -> LatentDiffusion:
+    """A model whose denoiser is the posterior mean of data drawn from N(mean, spread^2)."""
+    model = LatentDiffusion(**SMALL[LatentDiffusion] | {"sampler_steps": steps})
+
+    def denoise(x: Tensor, sigma: Tensor, latent: Tensor) -> Tensor:
+        s2 = sigma.reshape(-1, 1, 1, 1, 1) ** 2
+        return (spread**2 * x + s2 * mean) / (spread**2 + s2)
+
+    model.denoise = denoise
+    return model
+
+
+def sampler_error(steps: int, mean: float, spread: float) -> float:
+    """Largest distance to the exact solution of the probability-flow ODE of a Gaussian."""
+    model = gaussian_model(steps, mean, spread)
+    latent = torch.zeros(2, 3, 6, 6, 6, dtype=torch.float64)
+    start = model.sigma_max * torch.randn(latent.shape, generator=generator()).double()
+    exact = mean + (start - mean) * spread / math.hypot(spread, model.sigma_max)
+    return float((model.sample(latent, generator()) - exact).abs().max())
+
+
+def test_sampler_draws_the_gaussian() -> None:
+    latent = torch.zeros(8, 3, 8, 8, 8, dtype=torch.float64)
+    drawn = gaussian_model(24, 0.7, 0.5).sample(latent, generator())
+    assert drawn.mean().item() == pytest.approx(0.7, abs=0.03)
+    assert drawn.std().item() == pytest.approx(0.5, rel=0.02)
+
+
+def test_sampler_converges_to_the_exact_flow() -> None:
+    """Second order in the number of steps."""
+    errors = [sampler_error(steps, 0.7, 0.5) for steps in (8, 16, 32)]
+    assert errors[2] < 0.02
+    assert errors[0] / errors[1] > 3 and errors[1] / errors[2] > 3
+
+
+def test_one_sampler_step_gives_the_mean() -> None:
+    drawn = gaussian_model(1, 0.7, 0.5).sample(torch.zeros(4, 3, 8, 8, 8), generator())
+    assert drawn.mean().item() == pytest.approx(0.7, abs=1e-2)
+    assert drawn.std().item() < 0.03  # spread^2 / sigma_max = 0.0125
+
+
+def test_sampler_repeats_with_its_generator() -> None:
+    model, latent = small(LatentDiffusion, sampler_steps=3), torch.randn(2, 3, 4, 4, 4)
+    once, again = model.sample(latent, generator()), model.sample(latent, generator())
+    torch.testing.assert_close(once, again, rtol=0, atol=0)
+    assert not torch.allclose(once, model.sample(latent, torch.Generator().manual_seed(8)))
+
+
+# --- checkpoints -----------------------------------------------------------------------------
+
+
+def saved(tmp_path: Path, kind: type[nn.Module] = SurrogateUNet, name: str = "li") -> Path:
+    return save_model(small(kind), tmp_path / name, SMALL[kind], {"seed": 3})
+
+
+@both_models
+def test_checkpoint_round_trip(kind: type[nn.Module], tmp_path: Path) -> None:
+    model = small(kind)
+    if kind is LatentDiffusion:
+        model.increment_scale.mul_(0.3)
+    path = save_model(
+        model, tmp_path / "deep" / "li.safetensors", SMALL[kind], {"seed": 3, "steps": 10}
+    )
+    assert path == tmp_path / "deep" / "li.safetensors"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["li.json", "li.safetensors"]
+    loaded = load_model(path)
+    assert type(loaded) is kind and not loaded.training and loaded.horizon == 4.0
+    x = physical_state()
+    assert torch.equal(loaded(x, generator()), model(x, generator()))
+    assert read_provenance(path) == {"seed": 3, "steps": 10}
+
+
+def test_checkpoint_is_found_without_its_suffix(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    assert torch.equal(
+        load_model(path.with_suffix(""))(physical_state()), load_model(path)(physical_state())
+    )
+
+
+def test_names_with_a_point_stay_apart(tmp_path: Path) -> None:
+    """ "horizon-4.5" has no suffix to replace."""
+    first, second = saved(tmp_path, name="horizon-4.5"), saved(tmp_path, name="horizon-4.8")
+    assert first != second
+    assert load_model(tmp_path / "horizon-4.5").horizon == 4.0
+
+
+def test_only_known_models_are_saved(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="li.*Linear.*SurrogateUNet"):
+        save_model(nn.Linear(2, 2), tmp_path / "li", {})
+    assert not list(tmp_path.iterdir())
+
+
+def rewrite_card(path: Path, **changes: object) -> None:
+    card = path.with_suffix(".json")
+    fields = json.loads(card.read_text()) | changes
+    card.write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def swap_weights(path: Path) -> None:
+    other = SurrogateUNet(**SMALL[SurrogateUNet] | {"widths": [8, 24]})
+    save_file(other.state_dict(), path)
+
+
+def drop_a_tensor(path: Path) -> None:
+    tensors = load_file(path)
+    tensors.popitem()
+    save_file(tensors, path)
+
+
+DAMAGE = {
+    "weights missing": (lambda p: p.unlink(), "li.safetensors"),
+    "weights empty": (lambda p: p.write_bytes(b""), "li.safetensors"),
+    "weights cut": (truncate, "li.safetensors"),
+    "weights garbage": (lambda p: p.write_bytes(os.urandom(500)), "li.safetensors"),
+    "other shapes": (swap_weights, "li.safetensors"),
+    "tensor missing": (drop_a_tensor, "li.safetensors"),
+    "card missing": (lambda p: p.with_suffix(".json").unlink(), "li.json"),
+    "card cut": (lambda p: truncate(p.with_suffix(".json")), "li.json"),
+    "card not text": (lambda p: p.with_suffix(".json").write_bytes(b"\xff\xfe\x00"), "li.json"),
+    "card a number": (lambda p: p.with_suffix(".json").write_text("5"), "li.json"),
+    "card a list": (lambda p: p.with_suffix(".json").write_text("[]"), "li.json"),
+    "no arguments": (lambda p: rewrite_card(p, arguments=None), "li.json.*'arguments'"),
+    "unknown class": (
+        lambda p: rewrite_card(p, model="subprocess.Popen"),
+        "li.json.*subprocess.Popen",
+    ),
+    "class not a name": (lambda p: rewrite_card(p, model=["SurrogateUNet"]), "li.json"),
+    "unknown argument": (lambda p: rewrite_card(p, arguments={"depth": 3}), "li"),
+    "impossible argument": (
+        lambda p: rewrite_card(p, arguments=SMALL[SurrogateUNet] | {"widths": [4, 12]}),
+        "li",
+    ),
+    "wrong kind of argument": (
+        lambda p: rewrite_card(p, arguments=SMALL[SurrogateUNet] | {"widths": "wide"}),
+        "li",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(DAMAGE))
+def test_damaged_checkpoint(name: str, tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    damage, message = DAMAGE[name]
+    damage(path)
+    with pytest.raises(CheckpointError, match="(?s)" + message + ".*; "):
+        load_model(path)
+
+
+def test_card_of_another_training_is_noticed(tmp_path: Path) -> None:
+    """Same shapes, other mu and sigma: these are in the card, and weights mean nothing without."""
+    path = saved(tmp_path)
+    arguments = SMALL[SurrogateUNet] | {"mu": 2.0}
+    other = save_model(stirred(SurrogateUNet(**arguments), seed=9), tmp_path / "other", arguments)
+    os.replace(other.with_suffix(".json"), path.with_suffix(".json"))
+    with pytest.raises(CheckpointError, match=r"li\.safetensors"):
+        load_model(path)
+
+
+class Bomb:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize(
+    "write", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))]
+)
+def test_loading_executes_no_code(write: Callable[[object, Path], None], tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    write({"weight": Bomb(tmp_path / "boom")}, path)
+    with pytest.raises(CheckpointError, match=r"li\.safetensors"):
+        load_model(path)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_weights_are_stored_bit_by_bit(tmp_path: Path) -> None:
+    model = small(LatentDiffusion)
+    path = save_model(model, tmp_path / "li", SMALL[LatentDiffusion])
+    stored = load_file(path)
+    assert stored.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        np.testing.assert_array_equal(stored[name].numpy(), tensor.numpy())

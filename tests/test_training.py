@@ -1,0 +1,553 @@
+"""Losses against closed forms; the loop: falls, survives SIGKILL, runs on two processes.
+
+Run as a script, this file is a training that is killed, or one of two ranks (see the end).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from densitykit.errors import CheckpointError
+from densitykit.metrics import relative_l2
+from densitykit.models import LatentDiffusion, SurrogateUNet
+from densitykit.sampling import StatePairs, step_generator
+from densitykit.training import (
+    OneStepLoss,
+    PosterLoss,
+    adopt_autoencoder,
+    fit,
+    train_latent_diffusion,
+    train_surrogate,
+)
+from densitykit.transforms import LogNormal
+
+HORIZON = 4.0
+STEPS = 12
+SHORT = {"steps": STEPS, "batch": 2, "learning_rate": 0.02, "seed": 5, "save_every": 4}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order, so that two trainings can be compared to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def small_pairs(frames: int = 16, n: int = 8) -> StatePairs:
+    """A wave that moves through the cell: density and exact rate, 2 fs apart."""
+    x = np.arange(n) / n
+    t = 2.0 * np.arange(frames)[:, None, None, None]
+    omega = 2 * np.pi / 60
+    phase = 2 * np.pi * (x[:, None, None] + 2 * x[:, None]) - omega * t
+    other = 2 * np.pi * (x - x[:, None]) + 2 * omega * t
+    rho = 0.3 + 0.1 * np.sin(phase) + 0.1 * np.cos(other)
+    rate = omega * (-0.1 * np.cos(phase) - 0.2 * np.sin(other))
+    states = torch.tensor(np.stack([rho, rate], axis=1), dtype=torch.float32)
+    return StatePairs(states, t[:, 0, 0, 0], HORIZON)
+
+
+def constants() -> dict[str, float]:
+    transform = LogNormal.fit(small_pairs().states[:, 0].numpy(), eps=0.01)
+    return {"mu": transform.mu, "sigma": transform.sigma, "eps": 0.01, "horizon": HORIZON}
+
+
+def small_surrogate(seed: int = 0) -> SurrogateUNet:
+    torch.manual_seed(seed)
+    return SurrogateUNet(**constants(), widths=(8, 16), blocks=(1, 1))
+
+
+def small_diffusion(seed: int = 0) -> LatentDiffusion:
+    torch.manual_seed(seed)
+    options = {
+        "autoencoder_width": 8,
+        "autoencoder_blocks": 1,
+        "widths": (8, 16),
+        "blocks": (1, 1),
+    }
+    return LatentDiffusion(**constants(), latent_channels=4, embedding=8, **options)
+
+
+def cpu(**options: object) -> Fabric:
+    return Fabric(accelerator="cpu", devices=1, **options)
+
+
+def train_short(
+    run_dir: Path | None = None, **changes: object
+) -> tuple[SurrogateUNet, list[dict[str, float]]]:
+    model = small_surrogate()
+    options = {"fabric": cpu()} | SHORT | changes
+    return model, train_surrogate(model, small_pairs(), run_dir=run_dir, **options)
+
+
+def curve(rows: list[dict[str, float]], *keys: str) -> list[tuple[float, ...]]:
+    return [tuple(row[k] for k in ("step", "loss", "learning_rate", *keys)) for row in rows]
+
+
+def normalised(model: nn.Module, count: int = 8) -> tuple[Tensor, Tensor]:
+    state, later = small_pairs()[:count]
+    return model.normalise(state), model.normalise(later)
+
+
+def one_step_l2(model: nn.Module) -> float:
+    state, later = small_pairs()[:]
+    return relative_l2(model(state)[:, 0], later[:, 0]).mean().item()
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+# --- losses ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lambda_1", "lambda_2", "frozen", "names"),
+    [
+        (0.0, 0.0, False, {"ae"}),
+        (1.0, 0.0, False, {"ae", "ldm"}),
+        (0.5, 2.0, False, {"ae", "ldm", "sjsd"}),
+        (0.5, 2.0, True, {"ldm", "sjsd"}),
+        (1.0, 0.0, True, {"ldm"}),
+    ],
+)
+@pytest.mark.parametrize("reading", ["spatial", "value"])
+def test_terms_of_the_loss(
+    lambda_1: float, lambda_2: float, frozen: bool, names: set[str], reading: str
+) -> None:
+    model = small_diffusion()
+    model.autoencoder.requires_grad_(not frozen)
+    loss = PosterLoss(model, lambda_1, lambda_2, reading)
+    terms = loss(*normalised(model), step_generator(0, 0))
+    assert terms.keys() == names | {"loss"}
+    weights = {"ae": 1.0, "ldm": lambda_1, "sjsd": lambda_2}
+    expected = sum(weights[k] * terms[k].item() for k in names)
+    assert terms["loss"].item() == pytest.approx(expected, rel=1e-6)
+    assert all(v.ndim == 0 and v.item() > 0 for v in terms.values())
+
+
+def test_each_term_trains_its_own_part() -> None:
+    """L_AE moves the autoencoder alone, L_LDM the denoiser alone."""
+    model = small_diffusion()
+    terms = PosterLoss(model, 1.0)(*normalised(model), step_generator(0, 0))
+    autoencoder = list(model.autoencoder.parameters())
+    denoiser = [*model.net.parameters(), *model.embed.parameters()]
+
+    def reached(term: Tensor, parameters: list[Tensor]) -> bool:
+        grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+        return any(g is not None and bool(g.any()) for g in grads)
+
+    assert reached(terms["ae"], autoencoder) and not reached(terms["ae"], denoiser)
+    assert reached(terms["ldm"], denoiser) and not reached(terms["ldm"], autoencoder)
+
+
+def test_reconstruction_term_by_hand() -> None:
+    model = small_diffusion().eval()
+    state, later = normalised(model)
+    both = torch.cat([state, later])
+    expected = (model.decode(model.encode(both)) - both).square().mean()
+    terms = PosterLoss(model, 0.0)(state, later, step_generator(0, 0))
+    torch.testing.assert_close(terms["ae"], expected)
+
+
+def test_untrained_denoising_loss_is_one() -> None:
+    """With F = 0 and increments of unit variance, every noise level costs one."""
+    model = small_diffusion()
+    state, later = normalised(model, len(small_pairs()))
+    model.set_latent_scales(state, later)
+    loss = PosterLoss(model, condition_noise=0.0)
+    values = [loss(state, later, step_generator(0, i))["ldm"].item() for i in range(20)]
+    assert np.mean(values) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("reading", ["spatial", "value"])
+def test_perfect_prediction_costs_nothing(reading: str) -> None:
+    """The target is the true next latent, whatever the noise on the conditioning latent."""
+    model = small_diffusion()
+    model.encode = model.decode = lambda x: x
+    model.increment_scale = torch.full((2, 1, 1, 1), 0.3)
+    state, later = normalised(model)
+    model.denoise = lambda x, sigma, latent: (later - latent) / 0.3
+    terms = PosterLoss(model, 1.0, 1.0, reading, condition_noise=0.5)(
+        state, later, step_generator(0, 0)
+    )
+    assert abs(terms["ldm"].item()) < 1e-6
+    assert abs(terms["sjsd"].item()) < 1e-6
+    model.denoise = lambda x, sigma, latent: torch.zeros_like(x)  # persistence of a noisy state
+    terms = PosterLoss(model, 1.0, 1.0, reading, condition_noise=0.5)(
+        state, later, step_generator(0, 0)
+    )
+    assert terms["ldm"].item() > 0.1 and terms["sjsd"].item() > 1e-3
+
+
+@pytest.mark.parametrize("reading", ["spatial", "value"])
+def test_divergence_of_a_half_precision_prediction(reading: str) -> None:
+    """In mixed precision the decoder returns bfloat16; the divergence is still one of float32."""
+    model = small_diffusion()
+    model.encode, model.decode = (lambda x: x), (lambda x: x.bfloat16())
+    model.increment_scale = torch.ones(2, 1, 1, 1)
+    state, later = normalised(model)
+    model.denoise = lambda x, sigma, latent: later - latent
+    terms = PosterLoss(model, 1.0, 1.0, reading)(state, later, step_generator(0, 0))
+    assert terms["sjsd"].dtype == torch.float32
+    assert 0 <= terms["sjsd"].item() < 1e-4
+
+
+def test_regression_loss_of_linear_extrapolation() -> None:
+    model = small_surrogate()
+    state, later = normalised(model)
+    extrapolated = torch.stack([state.sum(1), state[:, 1]], 1)
+    terms = OneStepLoss(model, input_noise=0.0)(state, later, step_generator(0, 0))
+    torch.testing.assert_close(terms["loss"], (extrapolated - later).square().mean())
+    noisy = OneStepLoss(model, input_noise=0.5)(state, later, step_generator(0, 0))
+    assert noisy["loss"] > terms["loss"] + 0.05
+
+
+def test_adopted_autoencoder() -> None:
+    """The receiver encodes as the donor does and keeps its own denoiser."""
+    donor, receiver, untouched = small_diffusion(1), small_diffusion(2), small_diffusion(2)
+    state, later = normalised(donor)
+    donor.set_latent_scales(state, later)
+    adopt_autoencoder(receiver, donor)
+    assert torch.equal(receiver.encode(state), donor.encode(state))
+    assert torch.equal(receiver.increment_scale, donor.increment_scale)
+    assert same_weights(receiver.net, untouched.net) and not same_weights(receiver.net, donor.net)
+
+
+# --- the loop --------------------------------------------------------------------------------
+
+
+def test_surrogate_overfits() -> None:
+    model, pairs = small_surrogate(), small_pairs()
+    start = one_step_l2(model)
+    rows = train_surrogate(
+        model,
+        pairs,
+        steps=100,
+        batch=4,
+        learning_rate=1e-2,
+        input_noise=0.0,
+        ema=0.9,
+        fabric=cpu(),
+    )
+    assert np.mean([r["loss"] for r in rows[-10:]]) < 0.3 * np.mean([r["loss"] for r in rows[:10]])
+    assert one_step_l2(model) < 0.6 * start
+    assert not model.training
+
+
+def test_latent_diffusion_overfits() -> None:
+    model = small_diffusion()
+    rows = train_latent_diffusion(
+        model,
+        small_pairs(),
+        autoencoder_steps=60,
+        steps=60,
+        lambda_2=1.0,
+        batch=4,
+        learning_rate=1e-2,
+        ema=0.9,
+        fabric=cpu(),
+    )
+    for block, term, factor in [(0, "ae", 0.3), (1, "ldm", 0.8)]:
+        values = [r[term] for r in rows if r["block"] == block]
+        assert len(values) == 60
+        assert np.mean(values[-10:]) < factor * np.mean(values[:10])
+    z = model.encode(normalised(model, len(small_pairs()))[0])
+    assert z.std(dim=(0, 2, 3, 4)).tolist() == pytest.approx([1] * 4, rel=0.05)
+    assert model(small_pairs()[:2][0], step_generator(0, 0)).isfinite().all()
+
+
+def test_rows_and_schedule() -> None:
+    checks: list[float] = []
+
+    def validate() -> dict[str, float]:
+        checks.append(1.0)
+        return {"validation_x": float(len(checks))}
+
+    _, rows = train_short(validate=validate, validate_every=5)
+    assert [r["step"] for r in rows] == list(range(STEPS))
+    assert [r["step"] for r in rows if "validation_x" in r] == [4, 9, STEPS - 1]
+    for step, row in enumerate(rows):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / STEPS))
+        assert row["learning_rate"] == pytest.approx(0.02 * (step + 1) / 50 * cosine)
+
+
+def test_averaged_weights() -> None:
+    """The model ends with the average of its weights; ``ema=0`` is the last weights themselves."""
+    seen: list[dict[str, Tensor]] = []
+
+    class Watched(OneStepLoss):
+        def forward(self, *batch: Tensor) -> dict[str, Tensor]:
+            seen.append({k: v.clone() for k, v in self.model.state_dict().items()})
+            return super().forward(*batch)
+
+    last, averaged = small_surrogate(), small_surrogate()
+    fit(Watched(last), small_pairs(), **SHORT, ema=0.0, fabric=cpu())
+    trace = [*seen[1:], last.state_dict()]
+    expected = {k: v.clone() for k, v in seen[0].items()}
+    for step, weights in enumerate(trace):
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, weight in weights.items():
+            expected[name].lerp_(weight, 1 - decay)
+    fit(OneStepLoss(averaged), small_pairs(), **SHORT, ema=0.5, fabric=cpu())
+    for name, weight in averaged.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_validation_sees_the_averaged_weights_and_leaves_no_trace() -> None:
+    model, seen = small_surrogate(), []
+
+    def validate() -> dict[str, float]:
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        assert not model.training
+        return {}
+
+    options = SHORT | {"fabric": cpu(), "validate": validate, "validate_every": 5}
+    rows = train_surrogate(model, small_pairs(), **options)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, seen[-1][name])
+    _, plain = train_short()
+    assert curve(rows) == curve(plain)
+
+
+def test_training_repeats() -> None:
+    (model, rows), (again, rows_again) = train_short(), train_short()
+    assert curve(rows) == curve(rows_again) and same_weights(model, again)
+    assert curve(train_short(seed=6)[1]) != curve(rows)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_precision(precision: str) -> None:
+    """Mixed precision trains, and its loss terms are near those of single precision."""
+    model = small_diffusion()
+    loss = PosterLoss(model, 1.0, 1.0)
+    # weights away from zero, so that every term has something to measure
+    with torch.no_grad():
+        for p in model.net.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    single = loss(*normalised(model, 2), step_generator(5, 0))
+    pairs = small_pairs()
+    pairs.draw = lambda batch, generator: pairs[:2]
+    rows = fit(loss, pairs, **SHORT | {"steps": 3}, fabric=cpu(precision=precision))
+    assert all(math.isfinite(v) for row in rows for v in row.values())
+    for name in ("ae", "ldm", "sjsd"):
+        assert rows[0][name] == pytest.approx(single[name].item(), rel=0.1), name
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+# --- killed and resumed ----------------------------------------------------------------------
+
+
+def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """This file as a program, with one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_killed_training_resumes_exactly(tmp_path: Path) -> None:
+    """SIGKILL half-way through the second save: the same curve, the same weights."""
+    model, rows = train_short(validate=lambda: {"validation_x": 1.5}, validate_every=3)
+    done = run_script("killed", tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert json.loads(read_metadata(tmp_path)["step"]) == 4
+    assert (tmp_path / "state.safetensors.part").exists()
+    resumed, continued = train_short(
+        tmp_path, validate=lambda: {"validation_x": 1.5}, validate_every=3
+    )
+    assert curve(continued) == curve(rows)
+    assert [r.get("validation_x") for r in continued] == [r.get("validation_x") for r in rows]
+    assert same_weights(model, resumed)
+    assert all(
+        b["seconds"] >= a["seconds"] for a, b in zip(continued, continued[1:], strict=False)
+    )
+    with open(tmp_path / "log.csv", newline="") as file:
+        log = list(csv.DictReader(file))
+    assert [float(r["loss"]) for r in log] == [r["loss"] for r in rows]
+    assert log[2]["validation_x"] == "1.5" and log[3]["validation_x"] == ""
+
+
+def read_metadata(run_dir: Path) -> dict[str, str]:
+    raw = (run_dir / "state.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8 : 8 + length])["__metadata__"]
+
+
+def test_finished_training_is_not_repeated(tmp_path: Path) -> None:
+    model, rows = train_short(tmp_path)
+    before = (tmp_path / "state.safetensors").stat().st_mtime_ns
+    again, rows_again = train_short(tmp_path)
+    assert rows_again == rows and same_weights(model, again)
+    assert (tmp_path / "state.safetensors").stat().st_mtime_ns == before
+
+
+def test_both_blocks_resume(tmp_path: Path) -> None:
+    """A latent diffusion model interrupted in its second block ends as if nothing had happened."""
+    options = {"autoencoder_steps": 6, "steps": 8, "batch": 2, "save_every": 3}
+
+    class Stop(Exception):
+        pass
+
+    def stop() -> dict[str, float]:
+        raise Stop
+
+    def train(
+        run_dir: Path | None, **more: object
+    ) -> tuple[LatentDiffusion, list[dict[str, float]]]:
+        model = small_diffusion()
+        rows = train_latent_diffusion(
+            model, small_pairs(), run_dir=run_dir, fabric=cpu(), **options, **more
+        )
+        return model, rows
+
+    model, rows = train(None)
+    with pytest.raises(Stop):
+        train(tmp_path, validate=stop, validate_every=5)
+    resumed, continued = train(tmp_path)
+    assert curve(continued, "block") == curve(rows, "block")
+    assert same_weights(model, resumed)
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 13}, {"batch": 3}, {"seed": 6}, {"learning_rate": 0.1}, {"ema": 0.5}]
+)
+def test_other_settings_are_refused(change: dict[str, float], tmp_path: Path) -> None:
+    train_short(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"(?s)state\.safetensors: made with settings .*; use"
+    ):
+        train_short(tmp_path, **change)
+
+
+def test_state_of_another_objective_is_refused(tmp_path: Path) -> None:
+    """The same network under another loss is another training."""
+    model = small_diffusion()
+    fit(PosterLoss(model, 1.0), small_pairs(), **SHORT, run_dir=tmp_path, fabric=cpu())
+    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
+        fit(PosterLoss(model, 1.0, 1.0), small_pairs(), **SHORT, run_dir=tmp_path, fabric=cpu())
+
+
+def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    train_short(tmp_path)
+    torch.manual_seed(0)
+    wider = SurrogateUNet(**constants(), widths=(8, 24), blocks=(1, 1))
+    with pytest.raises(CheckpointError, match=r"state\.safetensors: state of another model; use"):
+        train_surrogate(wider, small_pairs(), run_dir=tmp_path, fabric=cpu(), **SHORT)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "foreign", "moments missing"])
+def test_damaged_state_is_refused(damage: str, tmp_path: Path) -> None:
+    train_short(tmp_path)
+    path = tmp_path / "state.safetensors"
+    metadata, tensors = read_metadata(tmp_path), load_file(path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "pickle":
+        torch.save({"weight.0": torch.ones(3)}, path)
+    elif damage == "foreign":
+        save_file({"weight.0": torch.ones(3)}, path)
+    else:
+        save_file({k: v for k, v in tensors.items() if k != "exp_avg.3"}, path, metadata)
+    with pytest.raises(CheckpointError, match=r"(?s)state\.safetensors: .*; "):
+        train_short(tmp_path)
+
+
+# --- two processes ---------------------------------------------------------------------------
+
+
+def averaged_gradients(seed: int) -> SurrogateUNet:
+    """What two ranks have to arrive at, step by step in one process."""
+    model = small_surrogate(seed)
+    objective, pairs = OneStepLoss(model), small_pairs()
+    trained = list(model.parameters())
+    average = [p.detach().clone() for p in trained]
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.99), weight_decay=1e-4)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for rank in (0, 1):
+            generator = step_generator(SHORT["seed"], step, rank)
+            state, later = (model.normalise(x) for x in pairs.draw(SHORT["batch"], generator))
+            (objective(state, later, generator)["loss"] / 2).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        cosine = 0.5 * (1 + math.cos(math.pi * step / STEPS))
+        optimizer.param_groups[0]["lr"] = SHORT["learning_rate"] * (step + 1) / 50 * cosine
+        optimizer.step()
+        for mean, p in zip(average, trained, strict=True):
+            mean.lerp_(p.detach(), 1 - (1 + step) / (10 + step))
+    model.load_state_dict(
+        dict(zip(dict(model.named_parameters()), average, strict=True)), strict=False
+    )
+    return model
+
+
+def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
+    """Two ranks, initialised differently, start as rank 0 and follow the averaged gradients."""
+    done = run_script("ranks", tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = (load_file(tmp_path / f"rank-{r}.safetensors") for r in (0, 1))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    expected, alone = averaged_gradients(seed=0).state_dict(), train_short()[0].state_dict()
+    for name, weight in first.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-4)
+    assert max((first[k] - alone[k]).abs().max().item() for k in first) > 1e-3
+    assert json.loads(read_metadata(tmp_path)["step"]) == STEPS
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "log.csv",
+        "rank-0.safetensors",
+        "rank-1.safetensors",
+        "state.safetensors",
+    ]
+
+
+# --- this file as a program ------------------------------------------------------------------
+
+
+def killed_training(run_dir: Path) -> None:
+    """A short training that kills itself in its second save (step 8): written, not yet renamed."""
+
+    def kill(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def validate() -> dict[str, float]:
+        if (run_dir / "state.safetensors").exists():
+            os.replace = kill
+        return {"validation_x": 1.5}
+
+    train_short(run_dir, validate=validate, validate_every=3)
+
+
+def train_as_rank(run_dir: Path) -> None:
+    """One of two ranks; Fabric starts the other with the same command line."""
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabric.launch()
+    model = small_surrogate(seed=fabric.global_rank)
+    train_surrogate(model, small_pairs(), run_dir=run_dir, fabric=fabric, **SHORT)
+    save_file(model.state_dict(), run_dir / f"rank-{fabric.global_rank}.safetensors")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "killed":
+        killed_training(Path(sys.argv[2]))
+    else:
+        train_as_rank(Path(sys.argv[2]))
