@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+FAST ?= 1
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -50,13 +51,12 @@ format: $(STAMP)  ## fix what can be fixed, and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-notebooks: export DENSITYKIT_FAST := 1
-notebooks: export PLOTLY_RENDERER := plotly_mimetype
-notebooks: $(STAMP)  ## run all notebooks in place in fast mode; keep outputs, not widget state
+notebooks: export DENSITYKIT_FAST := $(FAST)
+notebooks: $(STAMP)  ## run all notebooks in place (FAST=0: full size); keep outputs, not widget state
 ifneq ($(NOTEBOOKS),)
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.store_widget_state=False \
-	  --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.timeout=300 $(NOTEBOOKS)
+	  --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.timeout=1200 $(NOTEBOOKS)
 	$(STRIP) $(NOTEBOOKS)
 endif
 

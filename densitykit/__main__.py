@@ -14,7 +14,7 @@ from densitykit.demo import HORIZON, baseline_maps, cost_table, run, validation_
 from densitykit.errors import DensityKitError
 from densitykit.evaluation import one_step_table, rollout_table, wide_table
 from densitykit.models import LatentDiffusion, SurrogateUNet, load_model, save_model
-from densitykit.rollout import rollout
+from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import load_pairs
 from densitykit.training import adopt_autoencoder, train_latent_diffusion, train_surrogate
 from densitykit.trajectory import open_trajectory, summarise
@@ -80,6 +80,8 @@ def _train(arguments: argparse.Namespace) -> int:
 def _rollout(arguments: argparse.Namespace) -> int:
     pairs = load_pairs(arguments.data, arguments.split, HORIZON)
     step = load_model(arguments.checkpoint)
+    if arguments.thermostat:
+        step = Thermostat(step, load_pairs(arguments.data, "train", HORIZON), arguments.thermostat)
     initial = pairs.states[arguments.frame]
     time = float(pairs.times[arguments.frame])
     rollout(

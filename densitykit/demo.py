@@ -42,7 +42,7 @@ from densitykit.grid import cubic_edge
 from densitykit.metrics import value_distribution
 from densitykit.models import LatentDiffusion, load_model
 from densitykit.report import write_report
-from densitykit.rollout import rollout
+from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import StatePairs, load_pairs
 from densitykit.training import adopt_autoencoder, train_latent_diffusion
 from densitykit.trajectory import open_split
@@ -58,7 +58,7 @@ SMALL = {
     "widths": (32, 64),
     "blocks": (1, 2),
 }
-LAMBDA_2 = 100.0
+LAMBDA_2 = 300.0
 REFERENCE = "ab-initio MD"
 Maps = dict[str, Callable[..., torch.Tensor]]
 Rows = list[dict[str, float]]
@@ -96,9 +96,7 @@ def run(
     for path in sorted(Path(checkpoints).glob("lithium-*.safetensors")):
         maps[f"bundled {path.stem}"] = load_model(path).to(device)
     maps |= baseline_maps(train)
-    runs = {
-        name: _roll_out(name, step, test, out, rollout_steps, seed) for name, step in maps.items()
-    }
+    runs = _roll_out(maps, train, test, out, rollout_steps, seed)
     tables = [
         one_step_table(maps, test, every=2),
         rollout_table(
@@ -179,16 +177,25 @@ def _train_both(
 
 
 def _roll_out(
-    name: str, step: Callable[..., torch.Tensor], test: StatePairs, out: Path, n: int, seed: int
-) -> np.ndarray:
-    """Density (n + 1, X, Y, Z) of a rollout from the first test state, also kept as a store."""
-    path = out / "rollouts" / f"{name.replace(' ', '-').replace('+', 'and')}.zarr"
-    shutil.rmtree(path, ignore_errors=True)
-    print(name)
-    ds = rollout(
-        step, test.states[0], n, cell=test.cell, path=path, start=float(test.times[0]), seed=seed
-    )
-    return ds.density.values
+    maps: Maps, train: StatePairs, test: StatePairs, out: Path, n: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Densities (n + 1, X, Y, Z) of rollouts from the first test state, also kept as stores."""
+    shutil.rmtree(out / "rollouts", ignore_errors=True)
+    runs = {}
+    for name, step in maps.items():
+        learned = isinstance(step, torch.nn.Module)
+        path = out / "rollouts" / f"{name.replace(' + ', '-').replace(' ', '-')}.zarr"
+        print(f"{name}, with thermostat" if learned else name)
+        runs[name] = rollout(
+            Thermostat(step, train) if learned else step,
+            test.states[0],
+            n,
+            cell=test.cell,
+            path=path,
+            start=float(test.times[0]),
+            seed=seed,
+        ).density.values
+    return runs
 
 
 def cost_table(maps: Maps, test: StatePairs, attrs: dict[str, float]) -> pd.DataFrame:
@@ -235,7 +242,7 @@ def _sections(
         (
             "Rollouts beside the ab-initio run",
             "All start from the same test state. Chaos parts them from the reference within some "
-            "100 fs; from then on only their statistics can agree.",
+            "100 fs; then only statistics can agree. Learned maps have a thermostat.",
             plot.panels_figure(films, aims, picks, "z", 12, edge=edge),
         ),
         (

@@ -21,7 +21,7 @@ class CheckpointError(DensityKitError, ValueError):
 
 
 class ShapeError(DensityKitError, ValueError):
-    """An array has a shape that the operation cannot take."""
+    """An argument has a shape or a value that the operation cannot take."""
 
 
 class RolloutError(DensityKitError, ArithmeticError):

@@ -141,7 +141,11 @@ def plane(field: np.ndarray, axis: int | str, index: int) -> np.ndarray:
 def cubic_edge(cell: np.ndarray, source: str = "trajectory") -> float:
     """Edge in angstrom of a cubic cell; TrajectoryError if it is not cubic."""
     edge = float(cell[0, 0])
-    if np.shape(cell) != (3, 3) or not np.allclose(cell, edge * np.eye(3), atol=1e-6 * abs(edge)):
+    if (
+        edge <= 0
+        or np.shape(cell) != (3, 3)
+        or not np.allclose(cell, edge * np.eye(3), atol=1e-6 * abs(edge))
+    ):
         raise TrajectoryError(
             f"{source}: variable 'cell' is not cubic ({np.asarray(cell).tolist()}); symmetry "
             "augmentation and cubic models need a cubic cell aligned with the axes"

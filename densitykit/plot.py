@@ -73,12 +73,12 @@ TEMPLATE = go.layout.Template(
 )
 
 
-def use_notebook_renderer() -> str:
+def use_notebook_renderer() -> None:
     """Show figures in notebooks interactively, and as pictures where those can be made.
 
     Sites that show notebooks without running them draw no plotly; a PNG beside each figure
     serves their readers. Making one needs kaleido and a Chrome or Chromium browser: without them,
-    or where PLOTLY_RENDERER is set, nothing is lost but the PNG. Returns the renderer chosen.
+    or where PLOTLY_RENDERER is set, nothing is lost but the PNG.
     """
     browsers = ("google-chrome", "chromium", "chromium-browser", "chrome")
     can_draw = find_spec("kaleido") and (
@@ -86,7 +86,6 @@ def use_notebook_renderer() -> str:
     )
     if "PLOTLY_RENDERER" not in os.environ:
         pio.renderers.default = "plotly_mimetype+png" if can_draw else "plotly_mimetype"
-    return pio.renderers.default
 
 
 # --- planes ----------------------------------------------------------------------------------

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from densitykit.errors import RolloutError, ShapeError
-from densitykit.sampling import step_generator
+from densitykit.sampling import StatePairs, step_generator
 from densitykit.trajectory import create_trajectory, open_trajectory
 
-__all__ = ["device_of", "iterate", "rollout"]
+__all__ = ["Thermostat", "device_of", "iterate", "rollout"]
 
 Step = Callable[..., Tensor]
 
@@ -50,8 +50,7 @@ def iterate(step: Step, initial: Tensor, n: int, seed: int = 0) -> Iterator[Tens
             f"grid {tuple(initial.shape[2:])} is not divisible by the stride {stride} of the map; "
             f"resample the density to a multiple of {stride} with densitykit.grid.resample"
         )
-    signature = step.forward if isinstance(step, nn.Module) else step.__call__
-    random = "generator" in inspect.signature(signature).parameters
+    random = _is_random(step)
     state = initial.to(device_of(step))
     for k in range(n):
         with torch.no_grad():
@@ -61,6 +60,44 @@ def iterate(step: Step, initial: Tensor, n: int, seed: int = 0) -> Iterator[Tens
                 f"step {k + 1} of {n}: the state is not finite; the map is unstable here"
             )
         yield state
+
+
+def _is_random(step: Step) -> bool:
+    """Whether a map takes a generator."""
+    call = step.forward if isinstance(step, nn.Module) else step.__call__
+    return "generator" in inspect.signature(call).parameters
+
+
+class Thermostat(nn.Module):
+    r"""Weak coupling of a map to the kinetic energy of its training run.
+
+    The mean-squared-error optimal map is slightly dissipative: what it cannot predict it leaves
+    out, so velocities shrink by about a percent a step and a long rollout cools down. The
+    ab-initio run has a thermostat; so gets its emulator. After each step the rate is scaled by
+
+    .. math:: \lambda = [1 + (h/\tau)(T_0/T - 1)]^{1/2}, \qquad T = \langle\dot\rho^2\rangle,
+
+    the weak coupling of Berendsen et al. (1984, J. Chem. Phys. 81, 3684, eq. 11) with the mean
+    square rate of the density for the temperature and its training average for T_0.
+
+    Arguments:
+        step: the map.
+        pairs: training pairs, for the mean square rate.
+        tau: relaxation time in fs; shorter holds faster, and disturbs fluctuations more.
+    """
+
+    def __init__(self, step: Step, pairs: StatePairs, tau: float = 30.0) -> None:
+        super().__init__()
+        self.step, self.tau, self.horizon = step, tau, step.horizon
+        self.stride = getattr(step, "stride", 1)
+        self.target = float(pairs.states[:, 1].square().mean())
+
+    def forward(self, physical: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        random = {"generator": generator} if _is_random(self.step) else {}
+        rho, rate = self.step(physical, **random).unbind(dim=1)
+        energy = rate.square().mean(dim=(1, 2, 3), keepdim=True)
+        scale = (1 + self.horizon / self.tau * (self.target / energy - 1)).clamp(0.25, 4).sqrt()
+        return torch.stack([rho, scale * rate], dim=1)
 
 
 def device_of(step: Step) -> torch.device:

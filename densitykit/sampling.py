@@ -52,7 +52,7 @@ def physical_states(ds: xr.Dataset, scheme: str = "backward-2") -> tuple[Tensor,
     source = ds.encoding.get("source", "trajectory")
     times = ds.time.values
     steps = np.diff(times)
-    if len(times) < 3 or not np.allclose(steps, steps[0], rtol=1e-6):
+    if len(times) < 3 or not (steps[0] > 0 and np.allclose(steps, steps[0], rtol=1e-6)):
         raise TrajectoryError(
             f"{source}: variable 'time' must hold at least 3 equally spaced frames to "
             "give a rate; select an equally spaced part"
@@ -71,8 +71,8 @@ def physical_states(ds: xr.Dataset, scheme: str = "backward-2") -> tuple[Tensor,
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     """Generator that depends on nothing but (seed, step, rank)."""
-    words = np.random.SeedSequence((seed, step, rank)).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+    words = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint32)
+    return torch.Generator().manual_seed(int(words[0]))
 
 
 def augment(*fields: Tensor, generator: torch.Generator) -> list[Tensor]:
@@ -91,7 +91,7 @@ def augment(*fields: Tensor, generator: torch.Generator) -> list[Tensor]:
 
 
 class StatePairs:
-    """Pairs of states one horizon apart, from one or more runs, in memory.
+    """Pairs of states of one run, one horizon apart, in memory.
 
     Arguments:
         states: physical states with shape (time, 2, n, n, n); see :func:`physical_states`.
@@ -106,6 +106,10 @@ class StatePairs:
     def __init__(
         self, states: Tensor, times: np.ndarray, horizon: float, cell: np.ndarray | None = None
     ) -> None:
+        if len(states) < 2:
+            raise TrajectoryError(
+                f"{len(states)} states span less than the horizon {horizon} fs; use a longer run"
+            )
         spacing = float(times[1] - times[0])
         self.lag = round(horizon / spacing)
         if self.lag < 1 or abs(self.lag * spacing - horizon) > 1e-6 * horizon:

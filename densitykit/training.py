@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from densitykit.errors import CheckpointError
+from densitykit.errors import CheckpointError, ShapeError
 from densitykit.metrics import spatial_sjsd, value_sjsd
 from densitykit.models.diffusion import LatentDiffusion
 from densitykit.models.surrogate import StateMap, SurrogateUNet
@@ -80,8 +80,17 @@ class PosterLoss(nn.Module):
         super().__init__()
         self.model = model
         self.lambda_1, self.lambda_2 = lambda_1, lambda_2
-        self.divergence = {"spatial": self._spatial, "value": self._value}[reading]
+        if reading not in ("spatial", "value"):
+            raise ShapeError(f"reading is '{reading}'; choose 'spatial' or 'value'")
+        self.divergence = self._spatial if reading == "spatial" else self._value
         self.condition_noise, self.log_sigma = condition_noise, log_sigma
+        self.settings = {
+            "lambda_1": lambda_1,
+            "lambda_2": lambda_2,
+            "reading": reading,
+            "condition_noise": condition_noise,
+            "log_sigma": list(log_sigma),
+        }
         self.trains_autoencoder = next(model.autoencoder.parameters()).requires_grad
 
     def forward(
@@ -118,7 +127,8 @@ class PosterLoss(nn.Module):
         terms = {"ldm": (error * (1 + sigma**2) / sigma**2).mean()}
         if self.lambda_2:
             predicted = model.decode(z_noisy + model.increment_scale * denoised)
-            terms["sjsd"] = self.divergence(predicted[:, 0], next_state[:, 0])
+            # in single precision always: a divergence is a difference of near equals
+            terms["sjsd"] = self.divergence(predicted[:, 0].float(), next_state[:, 0].float())
         return terms
 
     def _spatial(self, field: Tensor, reference: Tensor) -> Tensor:
@@ -142,6 +152,7 @@ class OneStepLoss(nn.Module):
     def __init__(self, model: StateMap, input_noise: float = 0.15) -> None:
         super().__init__()
         self.model, self.input_noise = model, input_noise
+        self.settings = {"input_noise": input_noise}
 
     def forward(
         self, state: Tensor, next_state: Tensor, generator: torch.Generator
@@ -197,12 +208,21 @@ def fit(
     fabric = fabric or Fabric(accelerator="auto", devices=1)
     model = objective.model
     trained = [p for p in objective.parameters() if p.requires_grad]
-    average = [p.detach().clone().to(fabric.device) for p in trained]
     optimizer = torch.optim.AdamW(trained, learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     wrapped, optimizer = fabric.setup(objective, optimizer)
-    keeper = _Keeper(
-        run_dir, trained, average, optimizer, {"steps": steps, "batch": batch, "seed": seed}
-    )
+    # only now: the set-up moves the weights to the device and gives every rank those of rank 0
+    average = [p.detach().clone() for p in trained]
+    settings = {
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "ema": ema,
+        "ranks": fabric.world_size,
+        "pairs": len(pairs),
+        "objective": {"name": type(objective).__name__} | getattr(objective, "settings", {}),
+    }
+    keeper = _Keeper(run_dir, trained, average, optimizer, settings)
     first, rows = keeper.restore()
     started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     bar = tqdm(range(first, steps), label, steps, initial=first, disable=fabric.global_rank > 0)
@@ -309,6 +329,8 @@ class _Keeper:
             raise CheckpointError(
                 f"{path}: not a whole training state ({error}); delete it"
             ) from error
+        if meta is None or not {"step", "settings", "rows"} <= meta.keys():
+            raise CheckpointError(f"{path}: not a training state; use another run directory")
         if json.loads(meta["settings"]) != self.settings:
             raise CheckpointError(
                 f"{path}: made with settings {meta['settings']}, not {json.dumps(self.settings)}; "
@@ -319,16 +341,16 @@ class _Keeper:
 
     def _load(self, tensors: dict[str, Tensor], path: Path) -> None:
         count = len(self.trained)
-        shapes = [
-            tuple(tensors[f"weight.{i}"].shape) for i in range(count) if f"weight.{i}" in tensors
-        ]
-        if shapes != [tuple(p.shape) for p in self.trained]:
+        names = ("step", "exp_avg", "exp_avg_sq")
+        expected = {f"step.{i}": () for i in range(count)}
+        for name in ("weight", "average", *names[1:]):
+            expected |= {f"{name}.{i}": tuple(p.shape) for i, p in enumerate(self.trained)}
+        if {k: tuple(v.shape) for k, v in tensors.items()} != expected:
             raise CheckpointError(f"{path}: state of another model; use another run directory")
         with torch.no_grad():
             for i in range(count):
                 self.trained[i].copy_(tensors[f"weight.{i}"])
                 self.average[i].copy_(tensors[f"average.{i}"])
-        names = ("step", "exp_avg", "exp_avg_sq")
         state = {i: {n: tensors[f"{n}.{i}"] for n in names} for i in range(count)}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -47,10 +47,9 @@ class LogNormal:
     def fit(cls, density: np.ndarray, eps: float = 0.01) -> LogNormal:
         """Constants of a set of training densities (angstrom**-3, any shape).
 
-        The default offset is a quarter of the mean valence density of lithium: it brings the
-        excess kurtosis of the field from 13 (no offset) to 3 and its high-frequency content,
-        which an autoencoder must carry, from 1.8 % to 0.35 % of the variance (beyond 6/16 of the
-        modes).
+        The default offset is a quarter of the mean valence density of lithium. It brings the
+        excess kurtosis of the field from 18 (no offset) to 3. What the best linear code of 3/8 as
+        many numbers loses of state variance falls from 2.7 % (eps = 3e-4) to 0.35 %.
         """
         log_density = np.log(np.asarray(density, dtype=np.float64) + eps)
         return cls(float(log_density.mean()), float(log_density.std()), eps)
@@ -78,7 +77,8 @@ def restore_electrons(density: Array, mean_density: Array | float, floor: float 
     """Non-negative density with exactly the given mean (angstrom**-3).
 
     Values below ``floor`` are raised to it (the offset of the log-normal transform admits values
-    down to -eps), then the field is scaled. Trailing three axes are space.
+    down to -eps), then the field is scaled. Trailing three axes are space; ``mean_density`` is a
+    number, or has those axes with length one.
     """
     clamped = density.clip(floor)
     if isinstance(density, torch.Tensor):

@@ -6,6 +6,7 @@ execute code when it is loaded: the class is looked up by name among the models 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import nn
 
 from densitykit import __version__
@@ -50,7 +51,7 @@ def save_model(
         raise CheckpointError(
             f"{path}: cannot save a {type(model).__name__}; known: {sorted(MODELS)}"
         )
-    weights = Path(path).with_suffix(".safetensors")
+    weights = _beside(path, ".safetensors")
     weights.parent.mkdir(parents=True, exist_ok=True)
     card = {
         "model": type(model).__name__,
@@ -59,10 +60,13 @@ def save_model(
         "provenance": dict(provenance or {}),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, f"{weights}.part")
-    Path(f"{weights}.json.part").write_text(json.dumps(card, indent=2) + "\n")
-    os.replace(f"{weights}.part", weights)
-    os.replace(f"{weights}.json.part", weights.with_suffix(".json"))
+    content = save(tensors)
+    card["sha256"] = hashlib.sha256(content).hexdigest()
+    text = json.dumps(card, indent=2) + "\n"
+    for target, data in ((weights, content), (_beside(path, ".json"), text.encode())):
+        part = target.with_name(target.name + ".part")
+        part.write_bytes(data)
+        os.replace(part, target)
     return weights
 
 
@@ -72,11 +76,18 @@ def load_model(path: str | Path) -> nn.Module:
     Raises:
         CheckpointError: naming the file, what is wrong with it and what to do.
     """
-    weights = Path(path).with_suffix(".safetensors")
-    card = _read_card(weights.with_suffix(".json"))
+    weights = _beside(path, ".safetensors")
+    card = _read_card(_beside(path, ".json"))
     try:
+        content = weights.read_bytes()
+        tensors = load(content)
+        if card.get("sha256", digest := hashlib.sha256(content).hexdigest()) != digest:
+            raise CheckpointError(
+                f"{weights}: not the weights that its card describes (sha256 {digest[:12]}...); "
+                "use a card and weights of one training"
+            )
         model = MODELS[card["model"]](**card["arguments"])
-        model.load_state_dict(load_file(weights))
+        model.load_state_dict(tensors)
     except FileNotFoundError:
         raise CheckpointError(
             f"{weights}: weights not found beside their card; restore the file"
@@ -85,7 +96,9 @@ def load_model(path: str | Path) -> nn.Module:
         raise CheckpointError(
             f"{weights}: not a whole safetensors file ({error}); copy it again"
         ) from error
-    except (TypeError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{weights}: weights and card disagree ({error}); "
             "use a card and weights of one training"
@@ -95,7 +108,14 @@ def load_model(path: str | Path) -> nn.Module:
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
     """How a checkpoint was made: the ``provenance`` of its card."""
-    return _read_card(Path(path).with_suffix(".json"))["provenance"]
+    return _read_card(_beside(path, ".json"))["provenance"]
+
+
+def _beside(path: str | Path, suffix: str) -> Path:
+    """File of a checkpoint with this suffix; a name like "horizon-12.5" has none to replace."""
+    path = Path(path)
+    stem = path.name.removesuffix(".safetensors").removesuffix(".json")
+    return path.with_name(stem + suffix)
 
 
 def _read_card(path: Path) -> dict[str, Any]:
@@ -107,10 +127,12 @@ def _read_card(path: Path) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not JSON ({error}); restore the card") from error
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{path}: not a JSON object; restore the card")
     for field in ("model", "arguments", "provenance"):
         if field not in card:
             raise CheckpointError(f"{path}: field '{field}' is missing; restore the card")
-    if card["model"] not in MODELS:
+    if card["model"] not in list(MODELS):
         raise CheckpointError(
             f"{path}: field 'model' is '{card['model']}'; known: {sorted(MODELS)}"
         )

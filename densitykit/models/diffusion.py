@@ -9,7 +9,9 @@ eq. 7),
 .. math:: D(x; \sigma, z_t) = c_{skip}\,x + c_{out}\,F(c_{in}\,x, z_t; \tfrac14\ln\sigma),
    \qquad L_{LDM} = \langle c_{out}^{-2} (D(y + \sigma n; \sigma, z_t) - y)^2 \rangle,
 
-and sampled by Heun's method on the probability-flow ODE (their algorithm 1, deterministic part).
+and sampled by Euler steps of the probability-flow ODE on their noise levels (eqs. 4 and 5). Their
+second-order (Heun) step needs more than some ten levels to pay: on validation pairs it left
+2.6 % at 4 steps and 1.5 % at 8 where Euler leaves 1.0 % and 1.2 %.
 A single sampler step from the largest noise level returns :math:`D(\sigma_{max} n; \sigma_{max},
 z_t)`, the conditional mean; more steps draw from the distribution about it. Born-Oppenheimer
 dynamics is almost deterministic over one step, so the mean has the lower error and samples the
@@ -27,6 +29,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from densitykit.errors import ShapeError
 from densitykit.models.autoencoder import Autoencoder
 from densitykit.models.layers import LogFourierEmbedding, UNet
 from densitykit.models.surrogate import StateMap
@@ -43,7 +46,7 @@ class LatentDiffusion(StateMap):
             :class:`densitykit.models.autoencoder.Autoencoder`.
         widths, blocks: levels of the denoising U-Net.
         embedding: width of the noise-level embedding.
-        sampler_steps: steps of the Heun sampler; 1 gives the conditional mean.
+        sampler_steps: steps of the sampler; 1 gives the conditional mean.
         sigma_min, sigma_max: range of noise levels of the sampler, in units of the increment.
     """
 
@@ -65,6 +68,8 @@ class LatentDiffusion(StateMap):
         sigma_max: float = 20.0,
     ) -> None:
         super().__init__(mu, sigma, eps, horizon)
+        if sampler_steps < 1:
+            raise ShapeError(f"sampler_steps is {sampler_steps}; give at least 1")
         self.autoencoder = Autoencoder(
             2, latent_channels, autoencoder_width, autoencoder_blocks, patch
         )
@@ -105,18 +110,14 @@ class LatentDiffusion(StateMap):
         return c_skip * x + c_out * self.net(torch.cat([c_in * x, latent], 1), self.embed(sigma))
 
     def sample(self, latent: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Increment drawn from p(y | z_t) by Heun's method; same shape as ``latent``."""
+        """Increment drawn from p(y | z_t) along the probability flow; same shape as ``latent``."""
         device = generator.device if generator is not None else latent.device
         noise = torch.randn(latent.shape, generator=generator, device=device).to(latent)
         levels = _noise_levels(self.sampler_steps, self.sigma_min, self.sigma_max)
         x = self.sigma_max * noise
         for s, s_next in zip(levels[:-1], levels[1:], strict=True):
-            slope = (x - self.denoise(x, x.new_full((len(x),), s), latent)) / s
-            x_euler = x + (s_next - s) * slope
-            if s_next > 0:
-                level = x.new_full((len(x),), s_next)
-                slope = (slope + (x_euler - self.denoise(x_euler, level, latent)) / s_next) / 2
-            x = x + (s_next - s) * slope
+            denoised = self.denoise(x, x.new_full((len(x),), s), latent)
+            x = denoised + (s_next / s) * (x - denoised)
         return x
 
     def advance(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:

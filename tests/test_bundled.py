@@ -1,0 +1,107 @@
+"""The bundled data and checkpoints are what their cards say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import zarr
+
+from densitykit.baselines import FourierLinearMap
+from densitykit.demo import HORIZON
+from densitykit.evaluation import one_step_errors, rollout_table
+from densitykit.grid import n_electrons
+from densitykit.metrics import split_half_floor
+from densitykit.models import load_model, read_provenance
+from densitykit.rollout import Thermostat, rollout
+from densitykit.sampling import StatePairs, load_pairs
+from densitykit.trajectory import open_split
+from densitykit.transforms import LogNormal
+from densitykit.validation import validate_trajectory
+
+DATA = Path(__file__).parents[1] / "data"
+STORE = DATA / "lithium-800K.zarr"
+CHECKPOINTS = sorted((DATA / "checkpoints").glob("*.safetensors"))
+BEST = DATA / "checkpoints" / "lithium-latent-sjsd.safetensors"
+GAP = 180.0  # fs, in which the density decorrelates
+
+
+@pytest.fixture(scope="module")
+def train() -> StatePairs:
+    return load_pairs(STORE, "train", HORIZON)
+
+
+@pytest.fixture(scope="module")
+def test_pairs() -> StatePairs:
+    return load_pairs(STORE, "test", HORIZON)
+
+
+def test_the_data_are_valid():
+    assert validate_trajectory(STORE) == []
+
+
+def test_the_splits_are_apart():
+    splits = dict(zarr.open_group(STORE, mode="r").attrs)["splits"]
+    assert set(splits) == {"train", "validation", "test"}
+    assert splits["train"]["run"] == splits["validation"]["run"] != splits["test"]["run"]
+    train, validation = (open_split(STORE, name).time.values for name in ("train", "validation"))
+    assert validation[0] - train[-1] >= GAP
+    assert not set(train) & set(validation)
+
+
+def test_the_store_is_small():
+    size = sum(file.stat().st_size for file in STORE.rglob("*") if file.is_file())
+    assert 1e6 < size <= 45e6
+
+
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
+def test_checkpoints_load_and_say_how_they_were_made(path):
+    assert load_model(path).horizon == HORIZON
+    provenance = read_provenance(path)
+    assert {"data", "command", "minutes"} <= provenance.keys()
+    assert provenance["command"].startswith("python -m densitykit train ")
+    assert provenance["data"].endswith("split train") and provenance["minutes"] > 0
+
+
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
+def test_checkpoints_were_standardised_with_training_frames(path, train):
+    transform = load_model(path).transform
+    fitted = LogNormal.fit(train.states[:, 0].numpy(), transform.eps)
+    assert transform.mu == pytest.approx(fitted.mu, rel=1e-6)
+    assert transform.sigma == pytest.approx(fitted.sigma, rel=1e-6)
+
+
+def test_one_step_of_the_best_model(train, test_pairs):
+    """Every 10th pair of the independent run: at most 1 %, half of the best linear map."""
+    error, linear = (
+        one_step_errors(step, test_pairs, every=10)[:, 1].mean()
+        for step in (load_model(BEST), FourierLinearMap(train))
+    )
+    assert error <= 0.01
+    assert linear >= 2 * error
+
+
+def test_a_step_keeps_the_electrons(test_pairs):
+    x = test_pairs.states[:1]
+    after = load_model(BEST)(x, generator=torch.Generator().manual_seed(0))
+    counts = [n_electrons(s[:, 0].numpy(), test_pairs.cell)[0] for s in (x, after)]
+    assert counts[1] == pytest.approx(counts[0], rel=1e-6)
+    assert counts[0] == pytest.approx(32, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_long_rollout_keeps_the_statistics(train, test_pairs):
+    """12 ps with the thermostat, four times the length of the reference run."""
+    step = Thermostat(load_model(BEST), train)
+    density = rollout(
+        step, test_pairs.states[0], 1000, cell=test_pairs.cell, progress=False
+    ).density.values
+    reference = test_pairs.states[:, 0].numpy()
+    transform = LogNormal.fit(train.states[:, 0].numpy(), eps=0.0)
+    table = rollout_table({"model": density}, reference, test_pairs.cell, transform)
+    scores = table[table.model == "model"].set_index("metric").value
+    print(scores)
+    assert scores["sd ln rho / reference"] == pytest.approx(1, abs=0.05)
+    assert scores["value-sJSD"] <= 3 * split_half_floor(transform.forward(reference))
+    assert scores["electron drift"] <= 1e-5

@@ -1,0 +1,262 @@
+"""The command line: exit codes, messages that name file, variable and fix, each command once."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from densitykit import __version__
+from densitykit.__main__ import main
+from densitykit.errors import TrajectoryError
+from densitykit.models import SurrogateUNet, load_model, read_provenance, save_model
+from densitykit.sampling import load_pairs
+from densitykit.trajectory import open_trajectory, write_splits
+
+SPLITS = {
+    "train": {"run": ".", "start": 0, "stop": 20},
+    "validation": {"run": ".", "start": 22, "stop": 34},
+    "test": {"run": ".", "start": 36, "stop": 48},
+}
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Give `command(*words) -> (exit code, stdout, stderr)`."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["densitykit", *map(str, words)])
+        code = main()
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def store(mock_trajectory) -> Path:
+    """Give a store with splits, frames 2 fs apart."""
+    path = mock_trajectory("li.zarr", n_frames=48)
+    write_splits(path, SPLITS)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    """Give an untrained small surrogate."""
+    torch.manual_seed(0)
+    card = {"mu": -4.0, "sigma": 0.5, "eps": 0.01, "horizon": 12.0}
+    card |= {"widths": [8, 16], "blocks": [1, 1], "patch": 2}
+    return save_model(SurrogateUNet(**card), tmp_path / "tiny.safetensors", card)
+
+
+# --- version and usage -----------------------------------------------------------------------
+
+
+def test_version_of_the_module():
+    root = Path(__file__).parents[1]
+    words = [sys.executable, "-m", "densitykit", "--version"]
+    found = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == __version__
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["validate"]])
+def test_wrong_usage_is_an_error(words, command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command(*words)
+    assert stop.value.code == 2 and "usage: densitykit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["validate", "describe", "train", "rollout", "evaluate", "demo"])
+def test_every_command_has_help(name, command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command(name, "--help")
+    assert stop.value.code == 0 and name in capsys.readouterr().out
+
+
+# --- validate --------------------------------------------------------------------------------
+
+
+def test_a_good_store_is_valid(command, mock_trajectory):
+    path = mock_trajectory()
+    assert command("validate", path) == (0, f"{path}: valid\n", "")
+
+
+def no_store(path: Path) -> None:
+    (path / "zarr.json").unlink()
+
+
+def no_cell(path: Path) -> None:
+    shutil.rmtree(path / "cell")
+
+
+def wrong_shape(path: Path) -> None:
+    zarr.open_group(path, mode="r+")["time"].resize((5,))
+
+
+def poison(value: float):
+    def act(path: Path) -> None:
+        density = zarr.open_group(path, mode="r+")["density"]
+        frame = density[3]
+        frame[1, 2, 3] = value
+        density[3] = frame
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("spoil", "variable", "fix"),
+    [
+        (no_store, "store", "create_trajectory"),
+        (no_cell, "cell", "missing"),
+        (wrong_shape, "time", ";"),
+        (poison(np.nan), "density, frame 3: values are not finite", "recompute"),
+        (poison(-0.1), "density, frame 3: 1 negative", "recompute or clip"),
+    ],
+)
+def test_a_bad_store_is_described(spoil, variable, fix, command, mock_trajectory):
+    path = mock_trajectory("bad.zarr")
+    spoil(path)
+    code, out, _ = command("validate", path)
+    assert code == 1 and "bad.zarr" in out and variable in out and fix in out
+    assert "problem(s)" in out and ": valid" not in out
+
+
+def test_a_missing_store_is_described(command, tmp_path):
+    code, out, _ = command("validate", tmp_path / "none.zarr")
+    assert code == 1 and "none.zarr" in out and "does not exist" in out
+
+
+# --- data that models cannot take ------------------------------------------------------------
+
+
+def with_cell(cell: np.ndarray):
+    def act(path: Path) -> None:
+        zarr.open_group(path, mode="r+")["cell"][:] = cell
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "variable", "fix"),
+    [
+        (with_cell(np.diag([6.0, 6.0, 7.0])), {}, "cell", "cubic cell"),
+        (with_cell(6 * np.eye(3)[[1, 2, 0]]), {}, "cell", "aligned with the axes"),
+        (None, {"grid": (7, 7, 7)}, "density", "densitykit.grid.resample"),
+        (None, {"grid": (8, 8, 6)}, "density", "densitykit.grid.resample"),
+        (poison(-0.1), {}, "density", "densitykit validate"),
+        (poison(np.nan), {}, "density", "densitykit validate"),
+    ],
+)
+def test_load_pairs_names_file_variable_and_fix(spoil, options, variable, fix, mock_trajectory):
+    path = mock_trajectory("bad.zarr", **options)
+    write_splits(path, {"train": {"run": ".", "start": 0, "stop": 8}})
+    if spoil:
+        spoil(path)
+    with pytest.raises(TrajectoryError) as error:
+        load_pairs(path, "train", 2.0)
+    for word in ("bad.zarr", f"variable '{variable}'", fix):
+        assert word in str(error.value)
+
+
+# --- the commands ----------------------------------------------------------------------------
+
+
+def test_describe(command, mock_trajectory):
+    code, out, _ = command("describe", mock_trajectory("li.zarr"))
+    assert code == 0
+    for word in ("li.zarr: 8 frames", "8 x 8 x 8", "every 2 fs", "6.0000", "4 atoms", "4.000000"):
+        assert word in out
+
+
+def test_describe_a_store_with_runs(command, mock_trajectory, tmp_path):
+    mock_trajectory("li.zarr/run-1")
+    mock_trajectory("li.zarr/run-2", n_frames=4)
+    code, out, err = command("describe", tmp_path / "li.zarr")
+    assert code == 0, err
+    assert "run-1" in out and "8 frames" in out and "run-2" in out and "4 frames" in out
+
+
+def test_errors_are_one_line_not_a_traceback(command, tmp_path, store):
+    code, out, err = command("describe", tmp_path / "none.zarr")
+    assert code == 2 and out == "" and err.startswith("densitykit: ") and "none.zarr" in err
+    code, _, err = command("rollout", tmp_path / "none", store, tmp_path / "out.zarr")
+    assert code == 2 and "none.json" in err and "card not found" in err
+
+
+def test_rollout(command, store, checkpoint, tmp_path):
+    out = tmp_path / "out.zarr"
+    code, text, _ = command("rollout", checkpoint, store, out, "--steps", 3, "--frame", 2)
+    assert code == 0 and "out.zarr: 4 frames" in text and "every 12 fs" in text
+    ds, data = open_trajectory(out), load_pairs(store, "test", 12.0)
+    np.testing.assert_array_equal(ds.density[0], data.states[2, 0])
+    np.testing.assert_allclose(ds.time, data.times[2] + 12.0 * np.arange(4))
+    assert ds.attrs["checkpoint"] == str(checkpoint) and "li.zarr" in ds.attrs["initial"]
+    np.testing.assert_allclose(ds.n_electrons, 4, rtol=1e-5)
+    code, _, err = command("rollout", checkpoint, store, out, "--steps", 3)
+    assert code == 2 and "already exists" in err
+
+
+def test_rollout_with_a_thermostat(command, store, checkpoint, tmp_path):
+    runs = []
+    for name, options in (("free", []), ("held", ["--thermostat", 30])):
+        code, _, _ = command(
+            "rollout", checkpoint, store, tmp_path / f"{name}.zarr", "--steps", 2, *options
+        )
+        assert code == 0
+        runs.append(open_trajectory(tmp_path / f"{name}.zarr").density.values)
+    np.testing.assert_array_equal(runs[0][:2], runs[1][:2])  # the rate is felt one step later
+    assert (runs[0][2] != runs[1][2]).any()
+
+
+def test_rollout_from_a_frame_that_is_not_there(command, store, checkpoint, tmp_path):
+    code, _, err = command("rollout", checkpoint, store, tmp_path / "o.zarr", "--frame", 99)
+    assert code == 2 and "99" in err
+
+
+def test_evaluate(command, store, checkpoint, tmp_path):
+    command("rollout", checkpoint, store, tmp_path / "out.zarr", "--steps", 4)
+    code, out, _ = command("evaluate", store, checkpoint, "--rollouts", tmp_path / "out.zarr")
+    assert code == 0
+    header, *lines = out.splitlines()
+    for word in ("one-step l1", "one-step l2", "value-sJSD", "S(q) error", "electron drift"):
+        assert word in header
+    found = {line.split("  ")[0]: line for line in lines}
+    names = {"tiny", "out", "Fourier linear map", "POD + linear map", "persistence", "mean field"}
+    assert names <= found.keys()
+    # persistence by hand
+    pairs = load_pairs(store, "test", 12.0)
+    now, later = (x[:, 0].flatten(1).double() for x in pairs[:])
+    l1 = ((later - now).abs().sum(1) / later.sum(1)).mean()
+    assert f"{l1:.4g}" in found["persistence"]
+    assert "-" not in found["POD + linear map"].split()[-9:-7]
+
+
+def test_evaluate_the_cost(command, store, checkpoint):
+    attrs = zarr.open_group(store, mode="r+").attrs
+    attrs.update({"seconds_per_step_one_core": 2.7, "time_step_fs": 3.0})
+    code, out, _ = command("evaluate", store, checkpoint, "--cost")
+    assert code == 0 and "seconds per step" in out and "speed-up" in out
+
+
+@pytest.mark.parametrize("model", ["surrogate", "latent"])
+def test_train(model, command, store, tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    out = tmp_path / "models" / "new.safetensors"
+    words = ["--steps", 3, "--autoencoder-steps", 2, "--batch", 1, "--run-dir", tmp_path / "run"]
+    code, text, _ = command("train", model, store, out, *words)
+    torch.set_num_threads(threads)
+    assert code == 0 and str(out) in text
+    provenance = read_provenance(out)
+    assert provenance["data"] == f"{store}, split train"
+    assert provenance["command"].startswith(f"python -m densitykit train {model}")
+    assert provenance["last"]["step"] == 2 and np.isfinite(provenance["last"]["loss"])
+    assert provenance["last"]["validation_l2"] > 0
+    state = load_pairs(store, "test", 12.0).states[:1]
+    found = load_model(out)(state)
+    assert found.shape == state.shape and torch.isfinite(found).all()
