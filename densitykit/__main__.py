@@ -11,13 +11,13 @@ import torch
 
 from densitykit import __version__
 from densitykit.demo import HORIZON, baseline_maps, cost_table, run, validation_error
-from densitykit.errors import DensityKitError
+from densitykit.errors import DensityKitError, TrajectoryError
 from densitykit.evaluation import one_step_table, rollout_table, wide_table
 from densitykit.models import LatentDiffusion, SurrogateUNet, load_model, save_model
 from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import load_pairs
 from densitykit.training import adopt_autoencoder, train_latent_diffusion, train_surrogate
-from densitykit.trajectory import open_trajectory, summarise
+from densitykit.trajectory import open_split, open_trajectory, summarise
 from densitykit.transforms import LogNormal
 from densitykit.validation import validate_trajectory
 
@@ -82,6 +82,11 @@ def _rollout(arguments: argparse.Namespace) -> int:
     step = load_model(arguments.checkpoint)
     if arguments.thermostat:
         step = Thermostat(step, load_pairs(arguments.data, "train", HORIZON), arguments.thermostat)
+    if not 0 <= arguments.frame < len(pairs.states):
+        raise TrajectoryError(
+            f"{arguments.data}: split '{arguments.split}' has no state {arguments.frame}; "
+            f"choose --frame in 0..{len(pairs.states) - 1}"
+        )
     initial = pairs.states[arguments.frame]
     time = float(pairs.times[arguments.frame])
     rollout(
@@ -107,8 +112,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     tables = [one_step_table(maps, test)]
     if runs:
         tables.append(rollout_table(runs, test.states[:, 0].numpy(), test.cell, transform))
-    attrs = open_trajectory(Path(arguments.data) / "run-1").attrs if arguments.cost else {}
-    tables += [cost_table(maps, test, attrs)] if arguments.cost else []
+    if arguments.cost:
+        tables.append(cost_table(maps, test, open_split(arguments.data, arguments.split).attrs))
+    print(tables[0].to_string(index=False, float_format=lambda x: f"{x:.3%}"), "\n")
     print(wide_table(tables).to_string(float_format=lambda x: f"{x:.4g}", na_rep="-"))
     return 0
 
@@ -155,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, default=1000)
     sub.add_argument("--split", default="test")
     sub.add_argument("--frame", type=int, default=0)
+    sub.add_argument("--thermostat", type=float, metavar="TAU", help="relaxation time in fs")
     sub.add_argument("--seed", type=int, default=0)
     sub = command(
         "evaluate", _evaluate, "Error table of checkpoints, baselines and stored rollouts."

@@ -89,6 +89,7 @@ class ProperOrthogonalMap:
         # the modes from the small Gram matrix (time x time), not from the grid x grid covariance
         values, vectors = torch.linalg.eigh((flat @ flat.T).double())
         keep = values.argsort(descending=True)[: min(modes, len(flat) - 1)]
+        keep = keep[values[keep] > 1e-6 * values.max()]  # below is rounding in float32
         self.modes = (flat.T.double() @ vectors[:, keep] / values[keep].sqrt()).float()
         coefficients = (flat @ self.modes).double()
         now, later = coefficients[:-lag], coefficients[lag:]

@@ -72,7 +72,7 @@ def block_bootstrap(
         mean, low and high, each with shape (*,).
     """
     n = len(samples)
-    block = max(1, min(block, n))
+    block = max(1, min(block, n // 2))
     rng = np.random.default_rng(seed)
     starts = rng.integers(n - block + 1, size=(draws, -(-n // block)))
     # sums of all blocks once, so that a replica is a mean over a few rows

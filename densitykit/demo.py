@@ -29,6 +29,7 @@ from densitykit.baselines import (
     ProperOrthogonalMap,
 )
 from densitykit.correlations import block_bootstrap, structure_factor
+from densitykit.errors import TrajectoryError
 from densitykit.evaluation import (
     BLOCK_FS,
     error_curves,
@@ -69,7 +70,7 @@ def run(
     checkpoints: str | Path = "data/checkpoints",
     out: str | Path = "demo",
     autoencoder_steps: int = 1200,
-    steps: int = 600,
+    steps: int = 1200,
     rollout_steps: int = 240,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -94,7 +95,7 @@ def run(
     maps, history = _train_both(train, validation, out, autoencoder_steps, steps, seed)
     device = next(iter(maps.values())).latent_mean.device
     for path in sorted(Path(checkpoints).glob("lithium-*.safetensors")):
-        maps[f"bundled {path.stem}"] = load_model(path).to(device)
+        maps[f"bundled {path.stem.removeprefix('lithium-')}"] = load_model(path).to(device)
     maps |= baseline_maps(train)
     runs = _roll_out(maps, train, test, out, rollout_steps, seed)
     tables = [
@@ -206,6 +207,9 @@ def cost_table(maps: Maps, test: StatePairs, attrs: dict[str, float]) -> pd.Data
         test: pairs, for a state to time with.
         attrs: attributes of the trajectory: "seconds_per_step_one_core" and "time_step_fs".
     """
+    missing = {"seconds_per_step_one_core", "time_step_fs"} - set(attrs)
+    if missing:
+        raise TrajectoryError(f"the trajectory lacks the attributes {sorted(missing)}; set them")
     ab_initio = attrs["seconds_per_step_one_core"] / attrs["time_step_fs"]  # seconds per fs
     rows = []
     for name, step in maps.items():
@@ -242,7 +246,8 @@ def _sections(
         (
             "Rollouts beside the ab-initio run",
             "All start from the same test state. Chaos parts them from the reference within some "
-            "100 fs; then only statistics can agree. Learned maps have a thermostat.",
+            "100 fs; then only statistics can agree. Learned maps have a thermostat. "
+            "A model trained for a minute or two loses the liquid within some steps.",
             plot.panels_figure(films, aims, picks, "z", 12, edge=edge),
         ),
         (
@@ -253,7 +258,7 @@ def _sections(
         (
             "Error against time",
             "Mean over 8 initial states of the test run; bands are 95 % intervals over them.",
-            plot.error_figure(times, error),
+            plot.error_figure(times, error, log=True),
         ),
         ("Distribution of ln rho", *_distributions(models, train, truth)),
         ("Structure factor", *_structure(models, test, truth)),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from densitykit.correlations import block_bootstrap, structure_factor
+from densitykit.errors import ShapeError
 from densitykit.grid import n_electrons
 from densitykit.metrics import relative_l1, relative_l2, split_half_floor, value_sjsd
 from densitykit.rollout import device_of, iterate
@@ -88,7 +89,9 @@ def error_curves(
         Lead times in fs with shape (steps,), and for each map errors with shape (steps, starts).
     """
     last = len(pairs.states) - 1 - steps * pairs.lag
-    first = torch.linspace(0, max(last, 0), starts).long().unique()
+    if last < 0:
+        raise ShapeError(f"{steps} steps outlast the run of {len(pairs.states)} states; ask fewer")
+    first = torch.linspace(0, last, starts).long().unique()
     curves = {}
     for name, step in maps.items():
         states = iterate(step, pairs.states[first], steps)
@@ -166,18 +169,22 @@ def seconds_per_step(step: Step, state: Tensor, repeats: int = 10, threads: int 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     batch = state[None].to(device_of(step))
-    step(batch)
     seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        step(batch).sum().item()  # the sum waits for a GPU
-        seconds.append(time.perf_counter() - started)
-    torch.set_num_threads(before)
+    try:
+        step(batch)
+        for _ in range(repeats):
+            started = time.perf_counter()
+            step(batch).sum().item()  # the sum waits for a GPU
+            seconds.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(before)
     return float(np.median(seconds))
 
 
 def wide_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One line a model, one column a metric, in the order of first appearance."""
     tidy = pd.concat(tables)
-    wide = tidy.pivot_table(index="model", columns="metric", values="value", sort=False)
+    wide = tidy.pivot_table(
+        index="model", columns="metric", values="value", sort=False, dropna=False
+    )
     return wide[list(dict.fromkeys(tidy.metric))]

@@ -20,7 +20,7 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from densitykit.errors import RolloutError, ShapeError
+from densitykit.errors import RolloutError, ShapeError, TrajectoryError
 from densitykit.sampling import StatePairs, step_generator
 from densitykit.trajectory import create_trajectory, open_trajectory
 
@@ -42,6 +42,12 @@ def iterate(step: Step, initial: Tensor, n: int, seed: int = 0) -> Iterator[Tens
         ShapeError: if the grid does not fit the map.
         RolloutError: if a state is not finite, with the number of the step.
     """
+    _check(step, initial)
+    return _iterate(step, initial, n, seed)
+
+
+def _check(step: Step, initial: Tensor) -> None:
+    """Raise ShapeError if states of this shape do not fit the map."""
     if initial.ndim != 5 or initial.shape[1] != 2:
         raise ShapeError(f"initial state has shape {tuple(initial.shape)}; give (B, 2, X, Y, Z)")
     stride = getattr(step, "stride", 1)
@@ -50,6 +56,9 @@ def iterate(step: Step, initial: Tensor, n: int, seed: int = 0) -> Iterator[Tens
             f"grid {tuple(initial.shape[2:])} is not divisible by the stride {stride} of the map; "
             f"resample the density to a multiple of {stride} with densitykit.grid.resample"
         )
+
+
+def _iterate(step: Step, initial: Tensor, n: int, seed: int) -> Iterator[Tensor]:
     random = _is_random(step)
     state = initial.to(device_of(step))
     for k in range(n):
@@ -64,7 +73,7 @@ def iterate(step: Step, initial: Tensor, n: int, seed: int = 0) -> Iterator[Tens
 
 def _is_random(step: Step) -> bool:
     """Whether a map takes a generator."""
-    call = step.forward if isinstance(step, nn.Module) else step.__call__
+    call = step.forward if isinstance(step, nn.Module) else step
     return "generator" in inspect.signature(call).parameters
 
 
@@ -88,6 +97,8 @@ class Thermostat(nn.Module):
 
     def __init__(self, step: Step, pairs: StatePairs, tau: float = 30.0) -> None:
         super().__init__()
+        if tau < step.horizon:
+            raise ShapeError(f"tau is {tau} fs; give at least the horizon, {step.horizon} fs")
         self.step, self.tau, self.horizon = step, tau, step.horizon
         self.stride = getattr(step, "stride", 1)
         self.target = float(pairs.states[:, 1].square().mean())
@@ -133,7 +144,8 @@ def rollout(
         progress: show a progress bar.
 
     Returns:
-        Dataset with ``density`` (time, x, y, z), or (member, time, x, y, z) for an ensemble.
+        Dataset with ``density`` (time, x, y, z), or (member, time, x, y, z) for an ensemble, which
+        is read into memory here; its members can be opened one by one.
 
     Raises:
         TrajectoryError: if ``path`` is taken.
@@ -143,13 +155,16 @@ def rollout(
     ensemble = initial if initial.ndim == 5 else initial[None]
     states = iterate(step, ensemble, n, seed)
     bar = tqdm(states, "rollout", n, disable=not progress, unit="step")
-    details = {"title": f"rollout of {type(step).__name__}", "horizon_fs": horizon, "seed": seed}
+    details = {"title": f"rollout of {_name(step)}", "horizon_fs": horizon, "seed": seed}
     details |= dict(attrs or {})
     frames = (x[:, 0].cpu().numpy() for x in _chain(ensemble, bar))
     if path is None:
         density = np.stack(list(frames), axis=1)
         times = start + horizon * np.arange(n + 1)
         return _in_memory(density if initial.ndim == 5 else density[0], times, cell, details)
+    if Path(path).exists():
+        fix = "choose another path, or remove the store"
+        raise TrajectoryError(f"{path}: store: the path already exists; {fix}")
     names = [f"member-{i}" for i in range(len(ensemble))] if initial.ndim == 5 else ["."]
     paths = [Path(path) / name for name in names]
     grid = tuple(ensemble.shape[2:])
@@ -169,6 +184,12 @@ def rollout(
         return opened[0]
     moving = [name for name, variable in opened[0].data_vars.items() if "time" in variable.dims]
     return xr.concat(opened, "member", data_vars=moving, coords="minimal", compat="override")
+
+
+def _name(step: Step) -> str:
+    if isinstance(step, Thermostat):
+        return f"{_name(step.step)} with a thermostat of {step.tau:g} fs"
+    return getattr(step, "__name__", type(step).__name__)
 
 
 def _chain(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:

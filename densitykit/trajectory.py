@@ -56,6 +56,7 @@ from densitykit.store import (
     open_arrays,
     raise_any,
     recover,
+    runs,
     schema_for,
     sibling,
     split_problems,
@@ -192,7 +193,6 @@ def _constants(
     cell = np.asarray(cell, dtype=np.float64)
     if cell.ndim < 2 and cell.size in (1, n_dim):
         cell = np.diag(np.broadcast_to(cell, n_dim))
-    finite = cell.shape == (n_dim, n_dim) and np.isfinite(cell).all()
     finite = cell.shape == (n_dim, n_dim) and np.isfinite(cell).all()
     if not finite or np.linalg.matrix_rank(cell) < n_dim:
         fix = f"give {n_dim} independent lattice vectors in rows, in angstrom"
@@ -587,7 +587,10 @@ def open_split(path: PathLike, name: str, *, chunks: Any = None) -> xr.Dataset:
 
 
 def summarise(path: PathLike) -> str:
-    """Describe a trajectory in a few lines: frames, span, grid, cell, atoms, electrons."""
+    """Describe a trajectory, or each run of a store: frames, span, grid, cell, electrons."""
+    names = runs(locate(path))
+    if names != ["."]:
+        return "\n".join(summarise(Path(path) / name) for name in names)
     ds = open_trajectory(path)
     times, grid = ds["time"].values, ds["density"].shape[1:]
     quantity = ds["density"].attrs.get("quantity", "unknown")
