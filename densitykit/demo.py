@@ -287,7 +287,7 @@ def _structure(
         q, _, s = structure_factor(density, test.cell)
         curves[name] = tuple(block_bootstrap(s, block))
     text = "Allowed q of the cell only; bands are 95 % block-bootstrap intervals."
-    return text, plot.structure_factor_figure(q, curves)
+    return text, plot.structure_factor_figure(q, curves).update_yaxes(type="log")
 
 
 def _training_figure(history: dict[str, Rows]) -> go.Figure:
