@@ -114,7 +114,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         tables.append(rollout_table(runs, test.states[:, 0].numpy(), test.cell, transform))
     if arguments.cost:
         tables.append(cost_table(maps, test, open_split(arguments.data, arguments.split).attrs))
-    print(tables[0].to_string(index=False, float_format=lambda x: f"{x:.3%}"), "\n")
+    print(tables[0].to_string(index=False, float_format="{:.3%}".format), end="\n\n")
     print(wide_table(tables).to_string(float_format=lambda x: f"{x:.4g}", na_rep="-"))
     return 0
 

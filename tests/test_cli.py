@@ -226,7 +226,9 @@ def test_evaluate(command, store, checkpoint, tmp_path):
     rollout(load_model(checkpoint), pairs.states[0], 4, path=tmp_path / "out.zarr", **options)
     code, out, _ = command("evaluate", store, checkpoint, "--rollouts", tmp_path / "out.zarr")
     assert code == 0
-    header, *lines = out.splitlines()
+    intervals, wide = out.split("\n\n")
+    assert intervals.split()[:5] == ["model", "metric", "value", "low", "high"]
+    header, *lines = wide.splitlines()
     for word in ("one-step l1", "one-step l2", "value-sJSD", "S(q) error", "electron drift"):
         assert word in header
     found = {line.split("  ")[0]: line for line in lines}
