@@ -41,6 +41,7 @@ def main() -> None:
     test, attrs = load_pairs(DATA, "test", 12.0), open_split(DATA, "test").attrs
     ab_initio = attrs["seconds_per_step_one_core"] / attrs["time_step_fs"] * test.horizon
     limit = matrix_rate()
+    print(f"ab-initio MD: {attrs['seconds_per_step_one_core']} s per {attrs['time_step_fs']} fs")
     print(f"matrix product {limit / 1e9:.0f} GFLOP/s on one core")
     print(f"{'model':<24}{'GFLOP':>8}{'ms/step':>9}{'of limit':>10}{'x ab initio':>13}")
     for path in sorted(Path("data/checkpoints").glob("lithium-*.safetensors")):
