@@ -10,9 +10,16 @@ from pathlib import Path
 import torch
 
 from densitykit import __version__
-from densitykit.demo import HORIZON, baseline_maps, cost_table, run, validation_error
+from densitykit.baselines import baseline_maps
+from densitykit.demo import HORIZON, run
 from densitykit.errors import DensityKitError, TrajectoryError
-from densitykit.evaluation import one_step_table, rollout_table, wide_table
+from densitykit.evaluation import (
+    cost_table,
+    one_step_table,
+    rollout_table,
+    validation_error,
+    wide_table,
+)
 from densitykit.models import LatentDiffusion, SurrogateUNet, load_model, save_model
 from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import load_pairs

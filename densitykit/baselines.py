@@ -17,6 +17,8 @@ angstrom**-3/fs, and carry the ``horizon`` :math:`h` in fs that one call covers:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,7 @@ __all__ = [
     "MeanField",
     "Persistence",
     "ProperOrthogonalMap",
+    "baseline_maps",
 ]
 
 
@@ -140,3 +143,14 @@ class FourierLinearMap:
         advanced = torch.einsum("bixyz,xyzij->bjxyz", self._spectrum(state), matrix)
         field = torch.fft.ifftn(advanced, dim=(2, 3, 4)).real
         return field / self.units.to(state)[:, None, None, None]
+
+
+def baseline_maps(train: StatePairs) -> dict[str, Callable[[Tensor], Tensor]]:
+    """All baselines by name, fitted where they need it."""
+    return {
+        "Fourier linear map": FourierLinearMap(train),
+        "POD + linear map": ProperOrthogonalMap(train),
+        "linear extrapolation": LinearExtrapolation(train.horizon),
+        "persistence": Persistence(train.horizon),
+        "mean field": MeanField(train),
+    }

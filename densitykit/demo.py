@@ -21,22 +21,16 @@ import torch
 from lightning_fabric import Fabric
 
 from densitykit import plot
-from densitykit.baselines import (
-    FourierLinearMap,
-    LinearExtrapolation,
-    MeanField,
-    Persistence,
-    ProperOrthogonalMap,
-)
+from densitykit.baselines import baseline_maps
 from densitykit.correlations import block_bootstrap, structure_factor
-from densitykit.errors import TrajectoryError
 from densitykit.evaluation import (
     BLOCK_FS,
+    cost_table,
     error_curves,
-    one_step_errors,
     one_step_table,
     rollout_table,
-    seconds_per_step,
+    standardised,
+    validation_error,
     wide_table,
 )
 from densitykit.grid import cubic_edge
@@ -49,7 +43,7 @@ from densitykit.training import adopt_autoencoder, train_latent_diffusion
 from densitykit.trajectory import open_split
 from densitykit.transforms import LogNormal
 
-__all__ = ["baseline_maps", "cost_table", "run", "validation_error"]
+__all__ = ["run"]
 
 HORIZON = 12.0
 SMALL = {
@@ -123,24 +117,6 @@ def _rho(pairs: StatePairs) -> np.ndarray:
     return pairs.states[:, 0].numpy()
 
 
-def baseline_maps(train: StatePairs) -> Maps:
-    """The baselines of :mod:`densitykit.baselines` by name, fitted where they need it."""
-    return {
-        "Fourier linear map": FourierLinearMap(train),
-        "POD + linear map": ProperOrthogonalMap(train),
-        "linear extrapolation": LinearExtrapolation(train.horizon),
-        "persistence": Persistence(train.horizon),
-        "mean field": MeanField(train),
-    }
-
-
-def validation_error(
-    model: torch.nn.Module, pairs: StatePairs, every: int = 4
-) -> dict[str, float]:
-    """Mean one-step l2 error on held-out pairs, for a training log."""
-    return {"validation_l2": float(one_step_errors(model, pairs, every)[:, 1].mean())}
-
-
 def _train_both(
     train: StatePairs,
     validation: StatePairs,
@@ -199,28 +175,6 @@ def _roll_out(
     return runs
 
 
-def cost_table(maps: Maps, test: StatePairs, attrs: dict[str, float]) -> pd.DataFrame:
-    """Seconds a step on one core, and how much faster than ab-initio MD on one core that is.
-
-    Arguments:
-        maps: one-step maps.
-        test: pairs, for a state to time with.
-        attrs: attributes of the trajectory: "seconds_per_step_one_core" and "time_step_fs".
-    """
-    missing = {"seconds_per_step_one_core", "time_step_fs"} - set(attrs)
-    if missing:
-        raise TrajectoryError(f"the trajectory lacks the attributes {sorted(missing)}; set them")
-    ab_initio = attrs["seconds_per_step_one_core"] / attrs["time_step_fs"]  # seconds per fs
-    rows = []
-    for name, step in maps.items():
-        seconds = seconds_per_step(step, test.states[0])
-        rows += [
-            (name, "seconds per step", seconds),
-            (name, "speed-up", ab_initio * test.horizon / seconds),
-        ]
-    return pd.DataFrame(rows, columns=["model", "metric", "value"])
-
-
 def _sections(
     maps: Maps,
     runs: dict[str, np.ndarray],
@@ -271,9 +225,7 @@ def _distributions(
 ) -> tuple[str, go.Figure]:
     transform = LogNormal.fit(_rho(train), eps=0.0)
     runs = {REFERENCE: truth} | models
-    values = {
-        k: value_distribution(transform.forward(v.astype(np.float64))) for k, v in runs.items()
-    }
+    values = {k: value_distribution(standardised(v, transform)) for k, v in runs.items()}
     text = "Standardised by the training frames. The low tail is the pseudised cores."
     return text, plot.distribution_figure(values, np.linspace(-6, 4, 100))
 

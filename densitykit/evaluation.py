@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from densitykit.correlations import block_bootstrap, structure_factor
-from densitykit.errors import ShapeError
+from densitykit.errors import ShapeError, TrajectoryError
 from densitykit.grid import n_electrons
 from densitykit.metrics import relative_l1, relative_l2, split_half_floor, value_sjsd
 from densitykit.rollout import device_of, iterate
@@ -24,11 +24,15 @@ from densitykit.sampling import StatePairs
 from densitykit.transforms import LogNormal
 
 __all__ = [
+    "ab_initio_seconds",
+    "cost_table",
     "error_curves",
     "one_step_errors",
     "one_step_table",
     "rollout_table",
     "seconds_per_step",
+    "standardised",
+    "validation_error",
     "wide_table",
 ]
 
@@ -60,6 +64,11 @@ def one_step_errors(step: Step, pairs: StatePairs, every: int = 1, batch: int = 
             )
         )
     return torch.cat(errors).double().numpy()
+
+
+def validation_error(model: Step, pairs: StatePairs, every: int = 4) -> dict[str, float]:
+    """Mean one-step l2 error on held-out pairs, for a training log."""
+    return {"validation_l2": float(one_step_errors(model, pairs, every)[:, 1].mean())}
 
 
 def one_step_table(maps: Mapping[str, Step], pairs: StatePairs, every: int = 1) -> pd.DataFrame:
@@ -121,7 +130,7 @@ def rollout_table(
         Rows (model, metric, value). The row "reference halves" holds the floors: its value-sJSD
         and S(q) error are those between the two halves of the reference.
     """
-    standard = _standardised(reference, transform)
+    standard = standardised(reference, transform)
     q_ref = structure_factor(reference, cell)[2]
     half = len(reference) // 2
     rows = [
@@ -136,7 +145,7 @@ def rollout_table(
         ("reference halves", "electron drift", _drift(reference, cell)),
     ]
     for name, density in densities.items():
-        values = _standardised(density, transform)
+        values = standardised(density, transform)
         divergence = value_sjsd(values, standard)
         rows += [
             (name, "value-sJSD", divergence),
@@ -148,7 +157,8 @@ def rollout_table(
     return pd.DataFrame(rows, columns=["model", "metric", "value"])
 
 
-def _standardised(density: np.ndarray, transform: LogNormal) -> np.ndarray:
+def standardised(density: np.ndarray, transform: LogNormal) -> np.ndarray:
+    """Standardised logarithm of a density in angstrom**-3, in double precision, same shape."""
     # a map without a positivity constraint may fall below zero: those voxels go to the lowest bin
     return transform.forward(np.maximum(density, 1e-6, dtype=np.float64))
 
@@ -179,6 +189,39 @@ def seconds_per_step(step: Step, state: Tensor, repeats: int = 10, threads: int 
     finally:
         torch.set_num_threads(before)
     return float(np.median(seconds))
+
+
+def ab_initio_seconds(attrs: Mapping[str, float]) -> float:
+    """Seconds on one core that ab-initio MD takes per fs, from the attributes of its trajectory.
+
+    Raises:
+        TrajectoryError: if "seconds_per_step_one_core" or "time_step_fs" is missing.
+    """
+    missing = {"seconds_per_step_one_core", "time_step_fs"} - set(attrs)
+    if missing:
+        raise TrajectoryError(f"the trajectory lacks the attributes {sorted(missing)}; set them")
+    return attrs["seconds_per_step_one_core"] / attrs["time_step_fs"]
+
+
+def cost_table(
+    maps: Mapping[str, Step], test: StatePairs, attrs: Mapping[str, float]
+) -> pd.DataFrame:
+    """Seconds a step on one core, and how much faster than ab-initio MD on one core that is.
+
+    Arguments:
+        maps: one-step maps.
+        test: pairs, for a state to time with.
+        attrs: attributes of the trajectory: "seconds_per_step_one_core" and "time_step_fs".
+    """
+    ab_initio = ab_initio_seconds(attrs)
+    rows = []
+    for name, step in maps.items():
+        seconds = seconds_per_step(step, test.states[0])
+        rows += [
+            (name, "seconds per step", seconds),
+            (name, "speed-up", ab_initio * test.horizon / seconds),
+        ]
+    return pd.DataFrame(rows, columns=["model", "metric", "value"])
 
 
 def wide_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from scipy.signal import resample as _resample_axis
 from densitykit.errors import ShapeError, TrajectoryError
 
 __all__ = [
+    "check_stride",
     "cubic_edge",
     "fourier_shift",
     "n_electrons",
@@ -130,6 +131,15 @@ def shells(shape: Sequence[int]) -> np.ndarray:
     squares = np.stack(np.meshgrid(*(np.fft.fftfreq(n, 1 / n) ** 2 for n in shape), indexing="ij"))
     _, shell = np.unique(squares.sum(axis=0).astype(int), return_inverse=True)
     return shell.reshape(shape)
+
+
+def check_stride(shape: Sequence[int], stride: int) -> None:
+    """Raise ShapeError unless each number of points is a multiple of the stride of a map."""
+    if any(n % stride for n in shape):
+        raise ShapeError(
+            f"grid {tuple(shape)} is not divisible by the stride {stride} of the map; "
+            f"resample the density to a multiple of {stride} with densitykit.grid.resample"
+        )
 
 
 def plane(field: np.ndarray, axis: int | str, index: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from densitykit.errors import RolloutError, ShapeError, TrajectoryError
+from densitykit.grid import check_stride
 from densitykit.sampling import StatePairs, step_generator
 from densitykit.trajectory import create_trajectory, open_trajectory
 
@@ -50,12 +51,7 @@ def _check(step: Step, initial: Tensor) -> None:
     """Raise ShapeError if states of this shape do not fit the map."""
     if initial.ndim != 5 or initial.shape[1] != 2:
         raise ShapeError(f"initial state has shape {tuple(initial.shape)}; give (B, 2, X, Y, Z)")
-    stride = getattr(step, "stride", 1)
-    if any(size % stride for size in initial.shape[2:]):
-        raise ShapeError(
-            f"grid {tuple(initial.shape[2:])} is not divisible by the stride {stride} of the map; "
-            f"resample the density to a multiple of {stride} with densitykit.grid.resample"
-        )
+    check_stride(initial.shape[2:], getattr(step, "stride", 1))
 
 
 def _iterate(step: Step, initial: Tensor, n: int, seed: int) -> Iterator[Tensor]:
@@ -100,11 +96,11 @@ class Thermostat(nn.Module):
         if tau < step.horizon:
             raise ShapeError(f"tau is {tau} fs; give at least the horizon, {step.horizon} fs")
         self.step, self.tau, self.horizon = step, tau, step.horizon
-        self.stride = getattr(step, "stride", 1)
+        self.stride, self.random = getattr(step, "stride", 1), _is_random(step)
         self.target = float(pairs.states[:, 1].square().mean())
 
     def forward(self, physical: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        random = {"generator": generator} if _is_random(self.step) else {}
+        random = {"generator": generator} if self.random else {}
         rho, rate = self.step(physical, **random).unbind(dim=1)
         energy = rate.square().mean(dim=(1, 2, 3), keepdim=True)
         scale = (1 + self.horizon / self.tau * (self.target / energy - 1)).clamp(0.25, 4).sqrt()

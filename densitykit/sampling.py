@@ -6,11 +6,9 @@ knows its own future. The scheme is part of the state: ``backward-2`` (the defau
 .. math:: \dot\rho_t = (3\rho_t - 4\rho_{t-1} + \rho_{t-2}) / (2\,\Delta t) + O(\Delta t^2).
 
 A cubic cell has 48 symmetries (6 permutations of the axes times 8 inversions of axes), and every
-periodic
-shift is one more: the physics commutes with them all if the k-points of the data do (a
+periodic shift is one more: the physics commutes with them all if the k-points of the data do (a
 shifted 2x2x2 mesh does, a single general k-point does not). Batches are drawn with a generator
-seeded by (seed, step, rank), so that a resumed training sees exactly what an uninterrupted one
-sees.
+seeded by (seed, step, rank), so a resumed training sees what an uninterrupted one sees.
 """
 
 from __future__ import annotations
@@ -106,11 +104,8 @@ class StatePairs:
     def __init__(
         self, states: Tensor, times: np.ndarray, horizon: float, cell: np.ndarray | None = None
     ) -> None:
-        if len(states) < 2:
-            raise TrajectoryError(
-                f"{len(states)} states span less than the horizon {horizon} fs; use a longer run"
-            )
-        spacing = float(times[1] - times[0])
+        # fewer than two states have no spacing; whatever it is, they do not span the horizon
+        spacing = float(times[1] - times[0]) if len(times) > 1 else horizon
         self.lag = round(horizon / spacing)
         if self.lag < 1 or abs(self.lag * spacing - horizon) > 1e-6 * horizon:
             raise TrajectoryError(

@@ -199,8 +199,8 @@ def fit(
         label: name on the progress bar.
 
     Returns:
-        One row a step: step, the terms, learning rate, seconds so far; validation figures where
-            made.
+        One row a step: step, the terms, learning rate, seconds so far, and validation figures
+        where they were made.
 
     Raises:
         CheckpointError: if ``run_dir`` holds a state that does not belong to this training.

@@ -32,8 +32,12 @@ SOURCES = [
 ]
 
 #: names on conda-forge, where they differ; None: no conda package, pip brings it with `-e .`
-CONDA_NAMES = {"torch": "pytorch", "dask": "dask-core", "lightning-fabric": None}
-CONDA_NAMES["kaleido"] = "python-kaleido"
+CONDA_NAMES = {
+    "torch": "pytorch",
+    "dask": "dask-core",
+    "lightning-fabric": None,
+    "kaleido": "python-kaleido",
+}
 #: names to import, where they differ from the distribution's
 DISTRIBUTIONS = {"yaml": "pyyaml"}
 

@@ -81,13 +81,6 @@ def load_model(path: str | Path) -> nn.Module:
     try:
         content = weights.read_bytes()
         tensors = load(content)
-        if card.get("sha256", digest := hashlib.sha256(content).hexdigest()) != digest:
-            raise CheckpointError(
-                f"{weights}: not the weights that its card describes (sha256 {digest[:12]}...); "
-                "use a card and weights of one training"
-            )
-        model = MODELS[card["model"]](**card["arguments"])
-        model.load_state_dict(tensors)
     except FileNotFoundError:
         raise CheckpointError(
             f"{weights}: weights not found beside their card; restore the file"
@@ -96,8 +89,15 @@ def load_model(path: str | Path) -> nn.Module:
         raise CheckpointError(
             f"{weights}: not a whole safetensors file ({error}); copy it again"
         ) from error
-    except CheckpointError:
-        raise
+    digest = hashlib.sha256(content).hexdigest()
+    if card.get("sha256", digest) != digest:
+        raise CheckpointError(
+            f"{weights}: not the weights that its card describes (sha256 {digest[:12]}...); "
+            "use a card and weights of one training"
+        )
+    try:
+        model = MODELS[card["model"]](**card["arguments"])
+        model.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{weights}: weights and card disagree ({error}); "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from densitykit.errors import ShapeError
+from densitykit.grid import check_stride
 from densitykit.models.layers import UNet
 from densitykit.transforms import LogNormal, restore_electrons
 
@@ -59,11 +59,7 @@ class StateMap(nn.Module):
 
     @torch.no_grad()
     def forward(self, physical: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        if any(n % self.stride for n in physical.shape[-3:]):
-            raise ShapeError(
-                f"grid {tuple(physical.shape[-3:])} is not divisible by the stride "
-                f"{self.stride} of {type(self).__name__}; resample the density to a grid that is"
-            )
+        check_stride(physical.shape[-3:], self.stride)
         mean_density = physical[:, 0].mean(dim=(-3, -2, -1), keepdim=True)
         advanced = self.advance(self.normalise(physical), generator)
         return self.denormalise(advanced, mean_density)
