@@ -7,12 +7,13 @@ FAST ?= 1
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+ESPRESSO := .venv-espresso/.installed
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 STRIP := $(BIN)/nbstripout --keep-output --keep-count --keep-id
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab lint format notebooks lock clean
+.PHONY: help demo test espresso lab lint format notebooks lock clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -22,8 +23,15 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "densitykit needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 	       "Name another: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e ".[lab,test,dask]"
+	$(BIN)/pip install -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e ".[dft,lab,test,dask]"
 	touch $@
+
+# Quantum ESPRESSO wants an old numpy: it gets an environment of its own (300 MB).
+$(ESPRESSO): densitykit/generate/espresso.py | $(STAMP)
+	test -f $@ || $(BIN)/python -m densitykit.generate.espresso .venv-espresso
+	touch $@
+
+espresso: $(ESPRESSO)  ## install Quantum ESPRESSO for the plane-wave engine
 
 demo: $(STAMP)  ## the quick tour: a trajectory, a model, a rollout and its report
 	$(BIN)/python -m densitykit demo
@@ -34,6 +42,8 @@ test: export DENSITYKIT_FAST := 1
 test: export PLOTLY_RENDERER := plotly_mimetype
 test: export OMP_NUM_THREADS := 1
 test: lint  ## lint, unit tests, then every notebook in fast mode
+	@$(MAKE) --no-print-directory espresso || \
+	  echo "No Quantum ESPRESSO on this machine: the tests that need it are skipped."
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope tests
 ifneq ($(NOTEBOOKS),)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope \
@@ -63,12 +73,12 @@ endif
 lock:  ## resolve the newest versions afresh into constraints.txt (see its head)
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/pip install $$(grep -o '^#pin .*' constraints.txt | cut -c6-) \
-	  -e ".[lab,test,dask]"
+	  -e ".[dft,lab,test,dask]"
 	{ grep '^#' constraints.txt; .venv-lock/bin/pip freeze --all --exclude pip --exclude-editable \
 	  | sed 's/+.*//'; } > constraints.part
 	mv constraints.part constraints.txt
 	rm -rf .venv-lock
 
 clean:  ## remove what make has made: environment, caches, demo; runs/ stays
-	rm -rf .venv .venv-lock .pytest_cache .ruff_cache build demo *.egg-info
+	rm -rf .venv .venv-espresso .venv-lock .pytest_cache .ruff_cache build demo *.egg-info
 	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -20,6 +20,7 @@ from densitykit.evaluation import (
     validation_error,
     wide_table,
 )
+from densitykit.generate.commands import add_parsers
 from densitykit.models import LatentDiffusion, SurrogateUNet, load_model, save_model
 from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import load_pairs
@@ -178,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--rollouts", type=Path, nargs="*", default=[])
     sub.add_argument("--split", default="test")
     sub.add_argument("--cost", action="store_true", help="time a step on one core as well")
+    add_parsers(commands)
     sub = command("demo", _demo, "Train, roll out, compare, report.")
     sub.add_argument("--data", default="data/lithium-800K.zarr")
     sub.add_argument("--checkpoints", default="data/checkpoints")

@@ -1,11 +1,18 @@
 """Exceptions of densitykit.
 
-All derive from `DensityKitError`, and from `ValueError` so that code which does not
+All derive from `DensityKitError`, most of them from `ValueError` too, so that code which does not
 know this package can still catch them. A message says where (file and variable), what is
 wrong, and what to do about it.
 """
 
-__all__ = ["CheckpointError", "DensityKitError", "RolloutError", "ShapeError", "TrajectoryError"]
+__all__ = [
+    "CheckpointError",
+    "DensityKitError",
+    "GenerationError",
+    "RolloutError",
+    "ShapeError",
+    "TrajectoryError",
+]
 
 
 class DensityKitError(Exception):
@@ -26,3 +33,7 @@ class ShapeError(DensityKitError, ValueError):
 
 class RolloutError(DensityKitError, ArithmeticError):
     """A one-step map left the numbers that mean something."""
+
+
+class GenerationError(DensityKitError, RuntimeError):
+    """A density could not be computed: bad input, no convergence, or an engine that died."""

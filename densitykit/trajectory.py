@@ -268,8 +268,9 @@ class TrajectoryWriter:
 
     Attributes
     ----------
-    path, n_frames, n_committed
-        The group, its length, and the number of frames committed so far.
+    path, n_frames, n_committed, last_time
+        The group, its length, the number of frames committed so far, and the time of the last
+        of them in fs (-inf before the first).
 
     Raises
     ------
@@ -294,6 +295,10 @@ class TrajectoryWriter:
         volume = np.abs(np.linalg.det(self._arrays["cell"][:]))
         self._voxel = float(volume) / np.prod(self._density.shape[1:])
         self.n_frames = self._density.shape[0]
+
+    @property
+    def last_time(self) -> float:
+        return float(self._scalars["time"][self.n_committed - 1]) if self.n_committed else -np.inf
 
     def __enter__(self) -> Self:
         return self
@@ -366,9 +371,8 @@ class TrajectoryWriter:
                 raise fault(self.path, name, "the store has no such variable", fix)
             if np.isinf(value) or (name == "time" and np.isnan(value)):
                 raise fault(self.path, name, f"the value is {value}", "pass a finite number")
-        last = self._scalars["time"][self.n_committed - 1] if self.n_committed else -np.inf
-        if given["time"] <= last:
-            problem = f"{given['time']} fs is not later than the last frame at {last} fs"
+        if given["time"] <= self.last_time:
+            problem = f"{given['time']} fs is not later than the last frame at {self.last_time} fs"
             raise fault(self.path, "time", problem, "pass increasing times")
         # all of them, so that a value of an earlier, half-written frame does not survive
         return dict.fromkeys(names, np.nan) | {n: v for n, v in given.items() if n in names}

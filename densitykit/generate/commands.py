@@ -1,0 +1,130 @@
+"""The command line of data generation: ``python -m densitykit generate SYSTEM OUT``.
+
+Every command may be interrupted, or killed, and given again: it goes on where it was. Engines are
+imported when a command runs, so that the rest of the command line works without them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["add_parsers"]
+
+#: settings of the liquid lithium data: converged to 0.7 % in the density (see the data card)
+LITHIUM = {"k_points": (2, 2, 2), "bands_per_atom": 21 / 32, "relaxation": 300.0}
+STATIC = ("ethane", "isobutane", "butane", "water", "aluminium")
+
+
+def _lithium(arguments: argparse.Namespace) -> int:
+    """Molecular dynamics of liquid lithium at the density of 800 K."""
+    from ase.units import Ry
+
+    from densitykit.generate.dynamics import energy_drift, molecular_dynamics
+    from densitykit.generate.espresso import Espresso
+    from densitykit.generate.geometries import lithium
+    from densitykit.trajectory import open_trajectory, summarise
+
+    atoms = lithium(arguments.size, arguments.seed)
+    engine = Espresso(
+        arguments.cutoff * Ry,
+        LITHIUM["k_points"],
+        temperature=arguments.temperature,
+        bands=round(LITHIUM["bands_per_atom"] * len(atoms)),
+    )
+    edge = round(atoms.cell.lengths()[0] / 0.38)
+    with engine:
+        molecular_dynamics(
+            atoms,
+            engine,
+            arguments.out,
+            arguments.steps,
+            time_step=arguments.time_step,
+            grid=(edge + edge % 2,) * 3,
+            temperature=None if arguments.nve else arguments.temperature,
+            relaxation=LITHIUM["relaxation"],
+            interval=arguments.interval,
+            seed=arguments.seed,
+            keepbits=10,
+            floor=1e-4,
+            attrs={"title": f"Liquid lithium, {len(atoms)} atoms, {arguments.temperature:g} K"},
+        )
+    print(summarise(arguments.out))
+    drift = energy_drift(open_trajectory(arguments.out))
+    print(f"  the conserved energy drifts by {drift:.3f} meV per atom and ps")
+    return 0
+
+
+def _static(arguments: argparse.Namespace) -> int:
+    """Independent snapshots, each with its density."""
+    from densitykit.generate.systems import generate
+    from densitykit.trajectory import summarise
+
+    path = generate(
+        arguments.system,
+        arguments.out,
+        arguments.snapshots,
+        size=arguments.size,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        scheduler=arguments.scheduler,
+    )
+    print(summarise(path))
+    return 0
+
+
+def _convergence(arguments: argparse.Namespace) -> int:
+    from densitykit.generate.systems import convergence
+
+    table = convergence(
+        arguments.system, arguments.configurations, seed=arguments.seed, folder=arguments.folder
+    )
+    columns = ["density_l2", "force_rms_error", "force_rms", "energy_error", "seconds"]
+    print(table.groupby(["setting", "label"], sort=False)[columns].mean().to_string())
+    if arguments.out:
+        table.to_csv(arguments.out, index=False)
+    return 0
+
+
+def add_parsers(commands: argparse._SubParsersAction) -> None:
+    """Add `generate` and `convergence` to the commands of a parser."""
+    text = "Make densities with Kohn-Sham engines; interrupted, it continues."
+    systems = commands.add_parser("generate", help=text, description=text)
+    systems = systems.add_subparsers(required=True, metavar="SYSTEM")
+
+    def command(name: str, action: Callable, text: str) -> argparse.ArgumentParser:
+        sub = systems.add_parser(name, help=text, description=text)
+        sub.set_defaults(action=action, system=name)
+        sub.add_argument("out", type=Path, help="trajectory store to write or continue")
+        sub.add_argument("--seed", type=int, default=0)
+        return sub
+
+    sub = command("lithium", _lithium, "Ab-initio molecular dynamics of liquid lithium.")
+    sub.add_argument("--steps", type=int, default=1000, help="number of the last step")
+    sub.add_argument("--size", type=int, default=32, help="atoms in the cell")
+    sub.add_argument("--temperature", type=float, default=800.0, help="K")
+    sub.add_argument("--time-step", type=float, default=3.0, help="fs")
+    sub.add_argument("--interval", type=int, default=2, help="steps between stored frames")
+    sub.add_argument("--cutoff", type=float, default=16.0, help="of the plane waves, Ry")
+    sub.add_argument("--nve", action="store_true", help="no thermostat")
+    for name in STATIC:
+        sub = command(name, _static, f"Snapshots of {name} and their densities.")
+        sub.add_argument("--snapshots", type=int, help="default: the size of the data set")
+        sub.add_argument("--size", type=int, help="molecules of water, atoms of aluminium")
+        sub.add_argument("--temperature", type=float, help="K")
+        sub.add_argument("--workers", type=int, default=1, help="local processes")
+        sub.add_argument("--scheduler", help="address of a dask scheduler to spread over")
+    _add_convergence(commands)
+
+
+def _add_convergence(commands: argparse._SubParsersAction) -> None:
+    text = "Errors of density and forces against cutoff or basis, and k-points."
+    sub = commands.add_parser("convergence", help=text, description=text)
+    sub.set_defaults(action=_convergence)
+    sub.add_argument("system", choices=("lithium", *STATIC))
+    sub.add_argument("--configurations", type=int, default=1)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--folder", type=Path, default=Path("runs/convergence"), help="of results")
+    sub.add_argument("--out", type=Path, help="CSV file to write the table to")

@@ -1,0 +1,366 @@
+r"""Ab-initio molecular dynamics, written straight into a trajectory, safe against being killed.
+
+Nuclei move on the Born-Oppenheimer surface by velocity Verlet (Swope, Andersen, Berens, Wilson
+1982). Without a temperature this is NVE, and the total energy is conserved up to the error of the
+integrator and of self-consistency. With one it is NVT by stochastic velocity rescaling (Bussi,
+Donadio, Parrinello 2007): before each step the kinetic energy K moves towards its canonical
+distribution by a factor alpha^2 drawn from eq. A7, which leaves the directions of motion alone;
+conserved is then :math:`E + K - \sum (\alpha^2 - 1) K`, the total energy less what the thermostat
+has put in. The centre of mass is at rest: 3N - 3 degrees of freedom.
+
+**Kill-safe.** After every step the whole state (step, positions, momenta, forces, thermostat and
+random generator, and the density where this step is a frame) replaces the state file beside the
+store in one piece; then the frame is appended. Wherever the process dies, the next call goes on
+from the state: nothing committed is lost, no finished step is computed twice, and the numbers that
+drive the dynamics continue bit for bit. (An engine that extrapolates orbitals starts afresh, so
+its forces agree to its own threshold only.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import xarray as xr
+from ase import Atoms, units
+from ase.constraints import FixCom
+from ase.md.bussi import Bussi
+from ase.md.verlet import VelocityVerlet
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from densitykit.errors import GenerationError
+from densitykit.trajectory import (
+    TrajectoryWriter,
+    create_trajectory,
+    extend_trajectory,
+    open_trajectory,
+)
+
+__all__ = ["Engine", "energy_drift", "molecular_dynamics"]
+
+
+class Engine(Protocol):
+    """What makes energies, forces and densities: an ASE calculator with two more methods."""
+
+    def density(self, shape: Sequence[int]) -> NDArray[np.float64]:
+        """Return the density of the configuration solved last on `shape` points, angstrom**-3."""
+
+    def description(self) -> dict[str, Any]:
+        """Return provenance for the attributes of a trajectory."""
+
+
+@dataclass
+class State:
+    """All that the next step depends on; ASE's units (angstrom, eV, its own time)."""
+
+    step: int
+    origin: int  # a step that is a frame: every `interval`-th from here is one
+    time: float  # fs
+    time_step: float  # fs
+    positions: NDArray[np.float64]  # (atom, 3)
+    momenta: NDArray[np.float64]  # (atom, 3)
+    forces: NDArray[np.float64]  # (atom, 3)
+    energy: float
+    transferred: float  # energy that the thermostat has put in
+    generator: str  # state of the random generator, JSON
+    density: NDArray[np.float64]  # of this step where it is a frame, else empty
+
+    def save(self, path: Path) -> None:
+        """Replace the state file in one piece."""
+        partial = path.with_suffix(".part.npz")
+        np.savez(partial, **{field.name: getattr(self, field.name) for field in fields(self)})
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                values = {field.name: stored[field.name] for field in fields(cls)}
+        except Exception as error:  # zip, numpy and the file system each raise their own
+            raise GenerationError(
+                f"{path}: no state of a molecular dynamics run ({error}); remove the file to go "
+                "on from the last frame of the trajectory"
+            ) from error
+        scalars = {name: v.item() for name, v in values.items() if v.ndim == 0}
+        return cls(**values | scalars)
+
+
+def molecular_dynamics(
+    atoms: Atoms,
+    engine: Engine,
+    path: str | Path,
+    n_steps: int,
+    *,
+    time_step: float,
+    grid: Sequence[int],
+    temperature: float | None = None,
+    relaxation: float = 300.0,
+    interval: int = 1,
+    seed: int = 0,
+    keepbits: int | None = None,
+    floor: float = 0.0,
+    attrs: Mapping[str, Any] | None = None,
+) -> Path:
+    """Run ab-initio molecular dynamics to step `n_steps`, or continue it to there.
+
+    Where `path` is a trajectory it is continued: from its state file if there is one (an
+    interrupted run), otherwise from its last frame with new random numbers. Then `atoms` tells
+    elements and cell only.
+
+    Arguments:
+        atoms: initial configuration in its cell, with velocities or (given a temperature) without.
+        engine: ASE calculator with `density` and `description`.
+        path: trajectory to write; its state is kept beside it in `NAME.state.npz`.
+        n_steps: number of the last step; the first configuration is step 0.
+        time_step: fs.
+        grid: points of the stored density along the lattice vectors.
+        temperature: K, for NVT; None for NVE.
+        relaxation: time of the thermostat, fs.
+        interval: steps between stored frames.
+        seed: of initial velocities and thermostat.
+        keepbits: mantissa bits of the stored density (see `create_trajectory`).
+        floor: smallest stored density, angstrom**-3. Dropping Fourier components can leave values
+            below zero near cores.
+        attrs: further attributes of the trajectory.
+
+    Returns:
+        `path`.
+
+    Raises:
+        GenerationError: the engine failed, or `path` holds another system or time step.
+        TrajectoryError: the store is broken.
+    """
+    path = Path(path)
+    if n_steps < 1 or interval < 1 or not time_step > 0 or not relaxation > 0:
+        raise GenerationError(
+            f"n_steps={n_steps}, interval={interval}, time_step={time_step}, relaxation="
+            f"{relaxation}; all must be positive"
+        )
+    atoms = atoms.copy()
+    atoms.set_constraint(FixCom())
+    atoms.calc = engine
+    generator = np.random.default_rng(seed)
+    if not path.exists():
+        _state_file(path).unlink(missing_ok=True)  # of a trajectory that was deleted
+        ensemble = _ensemble(temperature, relaxation)
+        attrs = {"time_step_fs": time_step, "seed": seed, **ensemble, **dict(attrs or {})}
+        atoms.get_potential_energy()  # a failing engine fails before anything is on disk
+        create_trajectory(
+            path,
+            n_frames=n_steps // interval + 1,
+            grid=tuple(grid),
+            cell=atoms.cell.array,
+            numbers=atoms.numbers,
+            extra_scalars={"conserved_energy": "eV", "step": "1"},
+            keepbits=keepbits,
+            attrs=engine.description() | attrs,
+        )
+    state, writer = _resume(path, atoms, generator, time_step, temperature, grid)
+    _check_same(path, atoms, state, time_step)
+    n_frames = writer.n_committed + (n_steps - state.step) // interval + 1
+    if writer.n_frames < n_frames:
+        writer = extend_trajectory(path, n_frames)
+    dynamics = _integrator(atoms, temperature, relaxation, time_step, generator)
+    dynamics.transferred_energy = state.transferred
+    _run(dynamics, state, writer, n_steps, interval, grid, floor, generator)
+    return path
+
+
+def _ensemble(temperature: float | None, relaxation: float) -> dict[str, str]:
+    if temperature is None:
+        return {"ensemble": "NVE", "thermostat": "none"}
+    kind = f"stochastic velocity rescaling (Bussi), {relaxation:g} fs, {temperature:g} K"
+    return {"ensemble": "NVT", "thermostat": kind}
+
+
+def _prepare_velocities(
+    atoms: Atoms, temperature: float | None, generator: np.random.Generator
+) -> None:
+    """Draw Maxwell-Boltzmann velocities if there are none; bring the centre of mass to rest."""
+    momenta = atoms.get_momenta()
+    if temperature is not None and not momenta.any():
+        momenta = generator.normal(size=momenta.shape) * np.sqrt(atoms.get_masses())[:, None]
+        atoms.set_momenta(momenta)  # FixCom takes out the motion of the centre of mass
+        momenta = atoms.get_momenta() * np.sqrt(temperature / atoms.get_temperature())
+    atoms.set_momenta(momenta)
+
+
+def _integrator(
+    atoms: Atoms,
+    temperature: float | None,
+    relaxation: float,
+    time_step: float,
+    generator: np.random.Generator,
+) -> VelocityVerlet:
+    if temperature is None:
+        return VelocityVerlet(atoms, time_step * units.fs)
+    return Bussi(atoms, time_step * units.fs, temperature, relaxation * units.fs, rng=generator)
+
+
+def _state_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.state.npz")
+
+
+def _resume(
+    path: Path,
+    atoms: Atoms,
+    generator: np.random.Generator,
+    time_step: float,
+    temperature: float | None,
+    grid: Sequence[int],
+) -> tuple[State, TrajectoryWriter]:
+    """Return the state to go on from, with `atoms` and `generator` set to it."""
+    writer = TrajectoryWriter(path)
+    if _state_file(path).exists():
+        state = State.load(_state_file(path))
+        generator.bit_generator.state = json.loads(state.generator)
+    elif writer.n_committed:
+        state = _last_frame(path, atoms, generator, time_step)
+    else:
+        _prepare_velocities(atoms, temperature, generator)
+        state = _initial(atoms, generator, time_step, grid)
+        state.save(_state_file(path))
+    if state.positions.shape != atoms.positions.shape:
+        raise GenerationError(
+            f"{path}: its state has {len(state.positions)} atoms, not {len(atoms)}; give the "
+            "system that it was started with, or another path"
+        )
+    atoms.set_positions(state.positions, apply_constraint=False)
+    atoms.set_momenta(state.momenta, apply_constraint=False)
+    return state, writer
+
+
+def _initial(
+    atoms: Atoms, generator: np.random.Generator, time_step: float, grid: Sequence[int]
+) -> State:
+    forces = atoms.get_forces(md=True)
+    return State(
+        step=0,
+        origin=0,
+        time=0.0,
+        time_step=time_step,
+        positions=atoms.get_positions(),
+        momenta=atoms.get_momenta(),
+        forces=forces,
+        energy=atoms.get_potential_energy(),
+        transferred=0.0,
+        generator=json.dumps(generator.bit_generator.state),
+        density=atoms.calc.density(tuple(grid)),
+    )
+
+
+def _last_frame(
+    path: Path, atoms: Atoms, generator: np.random.Generator, time_step: float
+) -> State:
+    """Rebuild the state at the last frame; all but the random generator is stored with it."""
+    last = open_trajectory(path).isel(time=-1).load()
+    missing = {"positions", "velocities", "forces", "conserved_energy", "step"} - set(last)
+    if missing or not np.isfinite([float(last.energy), float(last.conserved_energy)]).all():
+        raise GenerationError(
+            f"{path}: the last frame lacks {', '.join(sorted(missing)) or 'its energy'}; only a "
+            "trajectory of molecular dynamics can be continued"
+        )
+    momenta = last.velocities.values / units.fs * atoms.get_masses()[:, None]
+    kinetic = 0.5 * np.sum(momenta**2 / atoms.get_masses()[:, None])
+    return State(
+        step=int(last.step),
+        origin=int(last.step),
+        time=float(last.time),
+        time_step=time_step,
+        positions=last.positions.values,
+        momenta=momenta,
+        forces=last.forces.values,
+        energy=float(last.energy),
+        transferred=float(last.energy) + kinetic - float(last.conserved_energy),
+        generator=json.dumps(generator.bit_generator.state),
+        density=np.empty(0),
+    )
+
+
+def _check_same(path: Path, atoms: Atoms, state: State, time_step: float) -> None:
+    stored = open_trajectory(path)
+    same_cell = np.allclose(stored.cell.values, atoms.cell.array, rtol=0, atol=1e-6)
+    if not same_cell or not np.array_equal(stored.numbers.values, atoms.numbers):
+        raise GenerationError(
+            f"{path}: cell or numbers differ from those of the atoms; give the system that it was "
+            "started with, or another path"
+        )
+    if state.time_step != time_step:
+        raise GenerationError(
+            f"{path}: its time step is {state.time_step} fs, not {time_step}; keep it, or start "
+            "another trajectory"
+        )
+
+
+def _run(
+    dynamics: VelocityVerlet,
+    state: State,
+    writer: TrajectoryWriter,
+    n_steps: int,
+    interval: int,
+    grid: Sequence[int],
+    floor: float,
+    generator: np.random.Generator,
+) -> None:
+    """Step to `n_steps`: state first, then the frame, so that no kill point loses a step."""
+    atoms = dynamics.atoms
+    _commit(writer, state, atoms, floor)  # a frame whose append was interrupted
+    with tqdm(total=n_steps, initial=state.step, unit="step", desc=writer.path.name) as bar:
+        while state.step < n_steps:
+            forces = dynamics.step(state.forces)
+            state.step += 1
+            state.time += state.time_step
+            state.positions, state.momenta = atoms.get_positions(), atoms.get_momenta()
+            state.forces, state.energy = forces, atoms.get_potential_energy()
+            state.transferred = dynamics.transferred_energy
+            state.generator = json.dumps(generator.bit_generator.state)
+            due = (state.step - state.origin) % interval == 0
+            state.density = atoms.calc.density(tuple(grid)) if due else np.empty(0)
+            state.save(_state_file(writer.path))
+            _commit(writer, state, atoms, floor)
+            _report(bar, state, atoms)
+
+
+def _commit(writer: TrajectoryWriter, state: State, atoms: Atoms, floor: float) -> None:
+    """Append the state as a frame if it is one and is not in the store yet."""
+    if not state.density.size or state.time <= writer.last_time:
+        return
+    conserved = state.energy + atoms.get_kinetic_energy() - state.transferred
+    writer.append(
+        np.maximum(state.density, floor),
+        state.time,
+        positions=state.positions,
+        velocities=atoms.get_velocities() * units.fs,
+        forces=state.forces,
+        energy=state.energy,
+        temperature=atoms.get_temperature(),
+        conserved_energy=conserved,
+        step=state.step,
+    )
+
+
+def _report(bar: tqdm, state: State, atoms: Atoms) -> None:
+    """Show steps per hour and what must stay constant; tqdm adds the time left."""
+    bar.update()
+    rate = (bar.n - bar.initial) / bar.format_dict["elapsed"]
+    conserved = state.energy + atoms.get_kinetic_energy() - state.transferred
+    temperature = atoms.get_temperature()
+    bar.set_postfix_str(
+        f"{3600 * rate:.0f} steps/h, {temperature:.0f} K, conserved {conserved:.4f} eV", False
+    )
+
+
+def energy_drift(trajectory: xr.Dataset) -> float:
+    """Return the slope of the conserved energy, meV per atom and ps (least squares).
+
+    Arguments:
+        trajectory: with `conserved_energy(time)` in eV and `time` in fs.
+    """
+    slope = np.polyfit(trajectory.time.values, trajectory.conserved_energy.values, 1)[0]
+    return float(1e6 * slope / trajectory.sizes["atom"])
