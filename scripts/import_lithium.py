@@ -3,8 +3,10 @@
     python scripts/import_lithium.py SOURCE data/lithium-800K.zarr
 
 SOURCE holds ``run-1.zarr`` and ``run-2.zarr``, written by Quantum ESPRESSO MD, with the density on
-a 32^3 grid. Longer runs drop in: the splits are fractions of whatever is there. Every step is
-lossy on purpose and measured at the end against the source:
+a 32^3 grid (or as `scripts/continue_lithium.py` leaves them, on the grid of the target). Longer
+runs drop in: the splits are fractions of whatever is there, or those of another store, so that
+models trained before are judged on the same frames. Every step is lossy on purpose and measured
+at the end against the source:
 
 * Fourier truncation to 24^3 points (0.12 % relative l2);
 * truncation rings in the pseudised cores, where about 12 ppm of the voxels fall below FLOOR or
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+import zarr
 from tqdm.auto import tqdm
 
 from densitykit.grid import resample
@@ -96,10 +99,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
+    parser.add_argument("--splits-of", type=Path, help="keep the splits of this store")
     arguments = parser.parse_args()
     for run in RUNS:
         import_run(arguments.source / f"{run}.zarr", arguments.target / run)
-    write_splits(arguments.target, splits(arguments.target))
+    kept = arguments.splits_of and zarr.open_group(arguments.splits_of, mode="r").attrs["splits"]
+    write_splits(arguments.target, kept or splits(arguments.target))
     report(arguments.source, arguments.target)
 
 

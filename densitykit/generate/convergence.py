@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from densitykit.errors import GenerationError
-from densitykit.generate.dynamics import Engine
+from densitykit.generate.engine import Engine
 from densitykit.generate.jobs import Result, close_engines, evaluate
 from densitykit.generate.snapshots import grid_shape, load_arrays, save_arrays
 from densitykit.grid import resample

@@ -23,7 +23,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import xarray as xr
@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from densitykit.errors import GenerationError
+from densitykit.generate.engine import Engine
 from densitykit.trajectory import (
     TrajectoryWriter,
     create_trajectory,
@@ -42,17 +43,7 @@ from densitykit.trajectory import (
     open_trajectory,
 )
 
-__all__ = ["Engine", "energy_drift", "molecular_dynamics"]
-
-
-class Engine(Protocol):
-    """What makes energies, forces and densities: an ASE calculator with two more methods."""
-
-    def density(self, shape: Sequence[int]) -> NDArray[np.float64]:
-        """Return the density of the configuration solved last on `shape` points, angstrom**-3."""
-
-    def description(self) -> dict[str, Any]:
-        """Return provenance for the attributes of a trajectory."""
+__all__ = ["energy_drift", "molecular_dynamics"]
 
 
 @dataclass

@@ -32,15 +32,13 @@ from concurrent.futures import (
 )
 from contextlib import contextmanager, suppress
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 
 from densitykit.errors import GenerationError
-
-if TYPE_CHECKING:  # workers start faster without what the dynamics needs
-    from densitykit.generate.dynamics import Engine
+from densitykit.generate.engine import Engine
 
 __all__ = ["Result", "close_engines", "evaluate", "evaluate_all"]
 

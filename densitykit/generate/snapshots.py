@@ -34,7 +34,7 @@ from ase import Atoms
 from tqdm.auto import tqdm
 
 from densitykit.errors import GenerationError
-from densitykit.generate.dynamics import Engine
+from densitykit.generate.engine import Engine
 from densitykit.generate.jobs import Result, evaluate_all
 from densitykit.store import PathLike, recover
 from densitykit.trajectory import TrajectoryWriter, create_trajectory, write_splits
