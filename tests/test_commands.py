@@ -36,6 +36,30 @@ def test_lithium_runs_and_goes_on(tmp_path, monkeypatch, capsys) -> None:
     assert "3 frames" in printed and "meV per atom and ps" in printed
 
 
+def test_chain_is_simulated(tmp_path, monkeypatch, capsys) -> None:
+    command = ["generate", "chain", tmp_path / "m.zarr", "--model", "metal", "--size", 4]
+    assert run(monkeypatch, *command, "--steps", 6, "--interval", 3) == 0
+    frames = open_trajectory(tmp_path / "m.zarr")
+    np.testing.assert_array_equal(frames.step, [0, 3, 6])
+    np.testing.assert_allclose(frames.n_electrons, 8, atol=1e-5)
+    assert "3 frames, valence density on 80" in capsys.readouterr().out
+
+
+def test_chain_data_set_is_made_in_its_folder(tmp_path, monkeypatch) -> None:
+    seen = []
+
+    def dataset(folder, systems) -> list[Path]:
+        seen.append((folder, list(systems)))
+        path = tmp_path / "mixed.zarr"
+        create_trajectory(path, n_frames=1, grid=(4,), cell=4.0).append(np.ones(4), 0)
+        return [path]
+
+    monkeypatch.setattr("densitykit.generate.chain_data.chain_dataset", dataset)
+    command = ["generate", "chain", tmp_path, "--model", "mixed", "--dataset"]
+    assert run(monkeypatch, *command) == 0
+    assert seen == [(tmp_path, ["mixed"])]
+
+
 def test_static_sets_get_what_was_asked_for(tmp_path, monkeypatch, capsys) -> None:
     seen = {}
 

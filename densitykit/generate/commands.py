@@ -56,6 +56,27 @@ def _lithium(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _chain(arguments: argparse.Namespace) -> int:
+    """Molecular dynamics of a one-dimensional chain, or the whole data set of one."""
+    from densitykit.generate.chain import simulate_chain
+    from densitykit.generate.chain_data import chain_dataset
+    from densitykit.trajectory import summarise
+
+    if arguments.dataset:
+        (path,) = chain_dataset(arguments.out, [arguments.model])
+    else:
+        path = simulate_chain(
+            arguments.out,
+            arguments.model,
+            n_atoms=arguments.size,
+            n_steps=arguments.steps,
+            stride=arguments.interval,
+            seed=arguments.seed,
+        )
+    print(summarise(path))
+    return 0
+
+
 def _static(arguments: argparse.Namespace) -> int:
     """Independent snapshots, each with its density."""
     from densitykit.generate.systems import generate
@@ -101,6 +122,13 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
         sub.add_argument("--seed", type=int, default=0)
         return sub
 
+    sub = command("chain", _chain, "Dynamics of a chain in one dimension (no engine needed).")
+    sub.add_argument("--model", choices=("insulator", "metal", "mixed"), default="insulator")
+    sub.add_argument("--dataset", action="store_true", help="the bundled set, in folder OUT")
+    sub.add_argument("--steps", type=int, default=30_000)
+    sub.add_argument("--size", type=int, default=8, help="atoms")
+    sub.add_argument("--interval", type=int, default=20, help="steps between stored frames")
+    sub.set_defaults(seed=None)
     sub = command("lithium", _lithium, "Ab-initio molecular dynamics of liquid lithium.")
     sub.add_argument("--steps", type=int, default=1000, help="number of the last step")
     sub.add_argument("--size", type=int, default=32, help="atoms in the cell")

@@ -2,12 +2,16 @@
 
 from densitykit.models.autoencoder import Autoencoder
 from densitykit.models.checkpoint import load_model, read_provenance, save_model
+from densitykit.models.deep_density import DeepDensity1D
 from densitykit.models.diffusion import LatentDiffusion
+from densitykit.models.smooth_density import SmoothDensity1D
 from densitykit.models.surrogate import StateMap, SurrogateUNet
 
 __all__ = [
     "Autoencoder",
+    "DeepDensity1D",
     "LatentDiffusion",
+    "SmoothDensity1D",
     "StateMap",
     "SurrogateUNet",
     "load_model",

@@ -19,12 +19,16 @@ from torch import nn
 
 from densitykit import __version__
 from densitykit.errors import CheckpointError
+from densitykit.models.deep_density import DeepDensity1D
 from densitykit.models.diffusion import LatentDiffusion
+from densitykit.models.smooth_density import SmoothDensity1D
 from densitykit.models.surrogate import SurrogateUNet
 
 __all__ = ["MODELS", "load_model", "read_provenance", "save_model"]
 
-MODELS: dict[str, type[nn.Module]] = {m.__name__: m for m in (LatentDiffusion, SurrogateUNet)}
+MODELS: dict[str, type[nn.Module]] = {
+    m.__name__: m for m in (DeepDensity1D, LatentDiffusion, SmoothDensity1D, SurrogateUNet)
+}
 
 
 def save_model(

@@ -1,0 +1,314 @@
+r"""Training maps of chains: Adam on several models at once, and L-BFGS on one.
+
+Several seeds are trained as one batched model (`torch.func`): they see the same batches and
+differ in their initial weights. On one core, where a batch of one model is too small to keep the
+arithmetic busy, further seeds are nearly free.
+
+What a training remembers is a function of seed and epochs done, and is saved by an atomic rename:
+one that was killed gives what it would have given. (:func:`densitykit.training.fit` serves other
+ends: pairs of states, averaged weights, one model.)
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from tqdm.auto import tqdm
+
+from densitykit.chain_maps import ChainSnapshots
+from densitykit.errors import CheckpointError
+from densitykit.models.atomic_sum import AtomicSum1D, Surroundings
+from densitykit.sampling import step_generator
+
+__all__ = [
+    "constant_rate",
+    "cosine_rate",
+    "polish",
+    "train_ensemble",
+]
+
+
+def constant_rate(progress: float) -> float:
+    """Factor of the learning rate at a progress of 0 to 1: always 1."""
+    return 1.0
+
+
+def cosine_rate(progress: float) -> float:
+    """Factor of the learning rate at a progress of 0 to 1: from 1 down to 0 as a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class _OnSurroundings(nn.Module):
+    """The model as a function of prepared surroundings, for `functional_call`."""
+
+    def __init__(self, model: AtomicSum1D, n_points: int) -> None:
+        super().__init__()
+        self.model, self.n_points = model, n_points
+
+    def forward(self, surroundings: Surroundings) -> Tensor:
+        return self.model.density(surroundings, self.n_points)
+
+
+class _Ensemble:
+    """Models of one architecture as one batched function; ``weights`` have a leading axis S."""
+
+    def __init__(self, models: Sequence[AtomicSum1D], n_points: int) -> None:
+        wrapped = [_OnSurroundings(model, n_points) for model in models]
+        self.models, self.skeleton = wrapped, copy.deepcopy(wrapped[0])
+        self.weights, self.buffers = stack_module_state(wrapped)
+
+    def errors(self, weights: Mapping[str, Tensor], s: Surroundings, density: Tensor) -> Tensor:
+        """Mean squared error of each model, shape (S,)."""
+
+        def error(weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Tensor:
+            rho = functional_call(self.skeleton, (weights, buffers), (s,))
+            return (rho - density).square().mean()
+
+        return vmap(error)(dict(weights), self.buffers)
+
+    @torch.no_grad()
+    def give_back(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy the weights to the models that they came from."""
+        for i, model in enumerate(self.models):
+            for name, p in model.named_parameters():
+                p.copy_(weights[name][i])
+
+
+class _AdamRun:
+    """Adam on an ensemble; ``tensors`` is all that it remembers from epoch to epoch."""
+
+    def __init__(
+        self,
+        models: Sequence[AtomicSum1D],
+        training: ChainSnapshots,
+        validation: ChainSnapshots,
+        batch: int,
+        seed: int,
+    ) -> None:
+        self.ensemble = _Ensemble(models, len(training.points))
+        self.weights, self.batch, self.seed = self.ensemble.weights, batch, seed
+        self.best = {name: p.detach().clone() for name, p in self.weights.items()}
+        self.least = torch.full((len(models),), math.inf, dtype=torch.float64)
+        shares = {f"model.{name}": share for name, share in models[0].rates.items()}
+        groups = [{"params": [p], "share": shares.get(n, 1.0)} for n, p in self.weights.items()]
+        self.optimizer = torch.optim.Adam(groups)
+        self.tensors = {"least": self.least}
+        for name, p in self.weights.items():
+            state = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p)}
+            state["exp_avg_sq"] = torch.zeros_like(p)
+            self.optimizer.state[p] = state
+            self.tensors |= {f"{key}.{name}": value for key, value in state.items()}
+            self.tensors |= {f"weight.{name}": p, f"best.{name}": self.best[name]}
+        self.seen, self.checked = (d.seen_by(models[0]) for d in (training, validation))
+        self.rho, self.reference = (d.density.to(self.seen.x) for d in (training, validation))
+
+    def epoch(self, number: int, rate: Callable[[float], float]) -> dict[str, float]:
+        """One pass; ``rate`` gives the learning rate after a part of it. Returns the errors."""
+        count, total = len(self.rho), 0.0
+        order = torch.randperm(count, generator=step_generator(self.seed, number))
+        for i, rows in enumerate(order.to(self.rho.device).split(self.batch)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["share"] * rate(i * self.batch / count)
+            errors = self.ensemble.errors(self.weights, self.seen.at(rows), self.rho[rows])
+            self.optimizer.zero_grad()
+            errors.sum().backward()  # no weight belongs to two models
+            self.optimizer.step()
+            total = total + errors.detach() * (len(rows) / count)
+        validation = self._validate()
+        errors = {f"training_{i}": e for i, e in enumerate(total.tolist())}
+        return errors | {f"validation_{i}": e for i, e in enumerate(validation.tolist())}
+
+    @torch.no_grad()
+    def _validate(self) -> Tensor:
+        errors = self.ensemble.errors(self.weights, self.checked, self.reference).double().cpu()
+        for i in torch.nonzero(errors < self.least).flatten().tolist():
+            self.least[i] = errors[i]
+            for name, p in self.best.items():
+                p[i] = self.weights[name][i]
+        return errors
+
+
+def train_ensemble(
+    models: Sequence[AtomicSum1D],
+    training: ChainSnapshots,
+    validation: ChainSnapshots,
+    *,
+    epochs: int = 400,
+    batch: int = 4,
+    learning_rate: float = 1e-3,
+    rate: Callable[[float], float] = constant_rate,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    save_every: int = 20,
+    label: str = "train",
+) -> pd.DataFrame:
+    """Train models of one architecture with Adam; each ends with its best weights.
+
+    Arguments:
+        models: on one device, of one precision; they differ in their weights.
+        training, validation: snapshots; the best weights are those of the lowest validation error.
+        epochs, batch, learning_rate: passes, snapshots a step, Adam's rate.
+        rate: factor of the rate as a function of progress.
+        seed: of the order of the snapshots, the same for all models.
+        run_dir: where ``state.safetensors`` and ``log.csv`` go; an unfinished training found there
+            is continued.
+        save_every: epochs between saved states.
+        label: name on the progress bar.
+
+    Returns:
+        One row per epoch: epoch, seconds, and for each model i the errors training_i (mean over
+        the epoch) and validation_i, in 1/bohr^2.
+
+    Raises:
+        CheckpointError: ``run_dir`` holds the state of another training.
+    """
+    run = _AdamRun(models, training, validation, batch, seed)
+    settings = {"epochs": epochs, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+    settings |= {"rate": rate.__name__, "snapshots": len(training)}
+    keeper = _Keeper(run_dir, run.tensors, settings)
+    rows = keeper.restore()
+    started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+    bar = tqdm(range(len(rows), epochs), label, epochs, initial=len(rows))
+    for epoch in bar:
+        errors = run.epoch(epoch, lambda part: learning_rate * rate((epoch + part) / epochs))  # noqa: B023
+        rows.append({"epoch": epoch} | errors | {"seconds": time.perf_counter() - started})
+        bar.set_postfix_str(f"best validation {run.least.min().item():.2e}")
+        if (epoch + 1) % save_every == 0 or epoch + 1 == epochs:
+            keeper.save(rows)
+    run.ensemble.give_back(run.best)
+    return pd.DataFrame(rows)
+
+
+def polish(
+    model: AtomicSum1D,
+    training: ChainSnapshots,
+    validation: ChainSnapshots,
+    *,
+    rounds: int = 5,
+    iterations: int = 100,
+    run_dir: str | Path | None = None,
+    label: str = "polish",
+) -> pd.DataFrame:
+    """Minimise the error on all snapshots at once by L-BFGS; the model ends with its best weights.
+
+    Every round starts with an empty memory of curvature, so that the weights alone are the state.
+
+    Arguments:
+        model: in double precision: in single precision line searches end early.
+        training, validation: snapshots; the best weights are those of the lowest validation error,
+            those at the start included.
+        rounds, iterations: rounds, and L-BFGS iterations (Liu and Nocedal 1989) in each.
+        run_dir, label: as in :func:`train_ensemble`; the state is saved after every round.
+
+    Returns:
+        One row for the start and one per round: round, training, validation, seconds.
+
+    Raises:
+        CheckpointError: ``run_dir`` holds the state of another training.
+    """
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    best = {name: p.detach().clone() for name, p in weights.items()}
+    tensors = {f"weight.{n}": p for n, p in weights.items()}
+    tensors |= {f"best.{n}": p for n, p in best.items()}
+    settings = {"rounds": rounds, "iterations": iterations, "snapshots": len(training)}
+    keeper = _Keeper(run_dir, tensors, settings)
+    rows = keeper.restore()
+    started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+    error, checked = (_error(model, data) for data in (training, validation))
+    for number in tqdm(range(len(rows), rounds + 1), label, rounds + 1, initial=len(rows)):
+        if number:  # row 0 is the start
+            _minimise(error, list(weights.values()), iterations)
+        with torch.no_grad():
+            row = {"round": number, "training": error().item(), "validation": checked().item()}
+            if row["validation"] < min((r["validation"] for r in rows), default=math.inf):
+                for name, p in best.items():
+                    p.copy_(weights[name])
+        rows.append(row | {"seconds": time.perf_counter() - started})
+        keeper.save(rows)
+    with torch.no_grad():
+        for name, p in weights.items():
+            p.copy_(best[name])
+    return pd.DataFrame(rows)
+
+
+def _error(model: AtomicSum1D, data: ChainSnapshots) -> Callable[[], Tensor]:
+    """Mean squared error on data as a function of the present weights."""
+    seen = data.seen_by(model)
+    target = data.density.to(seen.x)
+    return lambda: (model.density(seen, target.shape[1]) - target).square().mean()
+
+
+def _minimise(error: Callable[[], Tensor], weights: list[Tensor], iterations: int) -> None:
+    """L-BFGS on the error in units of its first value, which sets the length of the first step."""
+    unit = max(error().item(), 1e-300)
+    options = {"history_size": 50, "line_search_fn": "strong_wolfe"}
+    tolerances = {"tolerance_grad": 0.0, "tolerance_change": 0.0}
+    optimizer = torch.optim.LBFGS(weights, max_iter=iterations, **options, **tolerances)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = error() / unit
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+class _Keeper:
+    """Saves tensors that change in place, the settings they belong to, and the rows so far."""
+
+    def __init__(
+        self,
+        run_dir: str | Path | None,
+        tensors: Mapping[str, Tensor],
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.dir = Path(run_dir) if run_dir is not None else None
+        self.tensors, self.settings = dict(tensors), dict(settings)
+
+    def save(self, rows: list[dict[str, float]]) -> None:
+        if self.dir is None:
+            return
+        self.dir.mkdir(parents=True, exist_ok=True)
+        path = self.dir / "state.safetensors"
+        meta = {"settings": json.dumps(self.settings), "rows": json.dumps(rows)}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
+        save_file(tensors, f"{path}.part", metadata=meta)
+        os.replace(f"{path}.part", path)
+        pd.DataFrame(rows).to_csv(self.dir / "log.csv", index=False)
+
+    @torch.no_grad()
+    def restore(self) -> list[dict[str, float]]:
+        path = self.dir / "state.safetensors" if self.dir is not None else None
+        if path is None or not path.exists():
+            return []
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = file.metadata() or {}
+                saved = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            fix = "delete it"
+            raise CheckpointError(f"{path}: not a whole state ({error}); {fix}") from error
+        shapes = {k: v.shape for k, v in self.tensors.items()}
+        same = json.loads(meta.get("settings", "null")) == self.settings
+        if not same or {k: v.shape for k, v in saved.items()} != shapes:
+            raise CheckpointError(
+                f"{path}: state of another training, with settings {meta.get('settings')}; "
+                f"use these instead of {json.dumps(self.settings)}, or another run directory"
+            )
+        for name, values in saved.items():
+            self.tensors[name].copy_(values)
+        return json.loads(meta["rows"])
