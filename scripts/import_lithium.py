@@ -40,9 +40,15 @@ RUNS = ("run-1", "run-2")
 PER_ATOM = ("positions", "velocities", "forces")
 
 
+def committed(source: Path) -> xr.Dataset:
+    """Open a run; of a store that is still growing, the frames that are there."""
+    ds = xr.open_zarr(source, consolidated=False, chunks=None)
+    return ds.isel(time=np.isfinite(ds.time.values))
+
+
 def import_run(source: Path, target: Path) -> None:
     """Copy one run frame by frame, then pack it."""
-    ds = xr.open_zarr(source, consolidated=False, chunks=None)
+    ds = committed(source)
     attrs = ds.attrs | {
         "density_grid": f"Fourier-truncated from 45^3 to {GRID[0]}^3; floor {FLOOR} angstrom**-3",
         "seconds_per_step_one_core": 2.6,  # the lower end of what the source's card states
@@ -85,9 +91,7 @@ def splits(root: Path) -> dict[str, dict[str, object]]:
 def report(source: Path, root: Path) -> None:
     """Relative l2 error of the stored density on the source grid, and the size of the store."""
     for run in RUNS:
-        original = xr.open_zarr(
-            source / f"{run}.zarr", consolidated=False, chunks=None
-        ).density.values
+        original = committed(source / f"{run}.zarr").density.values
         stored = resample(open_trajectory(root / run).density.values, original.shape[1:])
         error = relative_l2(stored, original)
         print(f"{run}: relative l2 error mean {error.mean():.3%}, largest {error.max():.3%}")
