@@ -190,9 +190,9 @@ def test_data_is_small_enough_for_git() -> None:
 def test_git_takes_data_for_binary() -> None:
     """Chunks and checkpoints must never have their line ends rewritten."""
     names = ["data/a.zarr/density/c/0/0/0/0", "data/a.zarr/step/c", "data/b.safetensors"]
-    names += [
-        str(f) for f in git_files() if f.parts[0] == "data" and f.suffix in ("", ".safetensors")
-    ]
+    names += ["data/a.zarr/density/c.0.0.0.0", "data/a.zarr/run/time/c.0"]
+    kinds = ("", ".safetensors", *(f".{i}" for i in range(100)))  # c.0.0: a flat chunk key
+    names += [str(f) for f in git_files() if f.parts[0] == "data" and f.suffix in kinds]
     names = [n for n in names if Path(n).name not in ("LICENSE", "README", ".gitignore")]
     answer = git("check-attr", "-z", "--stdin", "text", stdin="\0".join(names)).split("\0")
     is_text = {answer[i]: answer[i + 2] for i in range(0, len(answer) - 2, 3)}
