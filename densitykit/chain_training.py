@@ -12,9 +12,7 @@ ends: pairs of states, averaged weights, one model.)
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +20,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from tqdm.auto import tqdm
@@ -31,6 +27,7 @@ from tqdm.auto import tqdm
 from densitykit.chain_maps import ChainSnapshots
 from densitykit.errors import CheckpointError
 from densitykit.models.atomic_sum import AtomicSum1D, Surroundings
+from densitykit.models.checkpoint import load_state, save_state
 from densitykit.sampling import step_generator
 
 __all__ = [
@@ -282,12 +279,8 @@ class _Keeper:
     def save(self, rows: list[dict[str, float]]) -> None:
         if self.dir is None:
             return
-        self.dir.mkdir(parents=True, exist_ok=True)
         path = self.dir / "state.safetensors"
-        meta = {"settings": json.dumps(self.settings), "rows": json.dumps(rows)}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
-        save_file(tensors, f"{path}.part", metadata=meta)
-        os.replace(f"{path}.part", path)
+        save_state(path, self.tensors, step=len(rows), settings=self.settings, rows=rows)
         pd.DataFrame(rows).to_csv(self.dir / "log.csv", index=False)
 
     @torch.no_grad()
@@ -295,20 +288,9 @@ class _Keeper:
         path = self.dir / "state.safetensors" if self.dir is not None else None
         if path is None or not path.exists():
             return []
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = file.metadata() or {}
-                saved = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            fix = "delete it"
-            raise CheckpointError(f"{path}: not a whole state ({error}); {fix}") from error
-        shapes = {k: v.shape for k, v in self.tensors.items()}
-        same = json.loads(meta.get("settings", "null")) == self.settings
-        if not same or {k: v.shape for k, v in saved.items()} != shapes:
-            raise CheckpointError(
-                f"{path}: state of another training, with settings {meta.get('settings')}; "
-                f"use these instead of {json.dumps(self.settings)}, or another run directory"
-            )
+        saved, _, rows = load_state(path, self.settings)
+        if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in self.tensors.items()}:
+            raise CheckpointError(f"{path}: state of another model; use another run directory")
         for name, values in saved.items():
             self.tensors[name].copy_(values)
-        return json.loads(meta["rows"])
+        return rows

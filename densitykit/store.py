@@ -24,6 +24,8 @@ from densitykit.errors import TrajectoryError
 __all__ = [
     "SCHEMA_VERSION",
     "bit_round",
+    "load_arrays",
+    "save_arrays",
 ]
 
 SCHEMA_VERSION = "1.0"
@@ -273,3 +275,19 @@ def spell(frames: Iterable[int]) -> str:
             spans.append([frame])
     plural = "s" if len(spans) > 1 or len(spans[0]) > 1 else ""
     return f"frame{plural} " + ", ".join("-".join(map(str, span)) for span in spans)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays, numbers and texts to one npz file, in one piece: it is whole or not there."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_arrays(path: Path) -> dict[str, NDArray]:
+    """Read what `save_arrays` wrote. Texts and numbers come as arrays without dimensions."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)

@@ -19,22 +19,19 @@ training killed at any moment continues with the loss curve of an uninterrupted 
 from __future__ import annotations
 
 import csv
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from densitykit.errors import CheckpointError, ShapeError
 from densitykit.metrics import spatial_sjsd, value_sjsd
+from densitykit.models.checkpoint import load_state, save_state
 from densitykit.models.diffusion import LatentDiffusion
 from densitykit.models.surrogate import StateMap, SurrogateUNet
 from densitykit.sampling import StatePairs, step_generator
@@ -305,39 +302,22 @@ class _Keeper:
         out |= {f"average.{i}": p for i, p in enumerate(self.average)}
         for i, moments in self.optimizer.state_dict()["state"].items():
             out |= {f"{name}.{i}": value for name, value in moments.items()}
-        return {k: v.detach().cpu().contiguous() for k, v in out.items()}
+        return out
 
     def save(self, step: int, rows: list[dict[str, float]]) -> None:
         if self.dir is None:
             return
-        self.dir.mkdir(parents=True, exist_ok=True)
-        meta = {"step": str(step), "settings": json.dumps(self.settings), "rows": json.dumps(rows)}
         path = self.dir / "state.safetensors"
-        save_file(self._tensors(), f"{path}.part", metadata=meta)
-        os.replace(f"{path}.part", path)
+        save_state(path, self._tensors(), step=step, settings=self.settings, rows=rows)
         _write_log(self.dir / "log.csv", rows)
 
     def restore(self) -> tuple[int, list[dict[str, float]]]:
         path = self.dir / "state.safetensors" if self.dir is not None else None
         if path is None or not path.exists():
             return 0, []
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = file.metadata()
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{path}: not a whole training state ({error}); delete it"
-            ) from error
-        if meta is None or not {"step", "settings", "rows"} <= meta.keys():
-            raise CheckpointError(f"{path}: not a training state; use another run directory")
-        if json.loads(meta["settings"]) != self.settings:
-            raise CheckpointError(
-                f"{path}: made with settings {meta['settings']}, not {json.dumps(self.settings)}; "
-                "use these settings or another run directory"
-            )
+        tensors, step, rows = load_state(path, self.settings)
         self._load(tensors, path)
-        return int(meta["step"]), json.loads(meta["rows"])
+        return step, rows
 
     def _load(self, tensors: dict[str, Tensor], path: Path) -> None:
         count = len(self.trained)

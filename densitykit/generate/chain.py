@@ -41,6 +41,7 @@ from tqdm.auto import tqdm
 from densitykit.generate.kohn_sham_1d import KohnShamSolution, ReducedHartreeFock1D
 from densitykit.generate.plane_waves_1d import require
 from densitykit.generate.screening import InverseDielectric, solve_screened
+from densitykit.store import load_arrays, save_arrays
 from densitykit.trajectory import TrajectoryWriter, create_trajectory, open_trajectory
 
 __all__ = ["ATOMIC_TIME", "BOHR", "HARTREE", "SEEDS", "SYSTEMS", "TIME_STEP", "simulate_chain"]
@@ -298,23 +299,15 @@ def _run(
             if writer.n_committed == writer.n_frames:
                 break
             if step % CHECKPOINT_STEPS == 0:
-                _save(checkpoint, dynamics.state)
+                save_arrays(checkpoint, vars(dynamics.state))
             dynamics.advance()
             bar.update()
     checkpoint.unlink(missing_ok=True)
 
 
-def _save(path: Path, state: _State) -> None:
-    """Replace the file in one piece: a kill leaves the old state or the new one."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **vars(state))
-    partial.replace(path)
-
-
 def _load(path: Path) -> _State | None:
-    """Read what `_save` wrote; None if there is nothing."""
+    """Read the saved state; None if there is none."""
     if not path.exists():
         return None
-    with np.load(path) as saved:
-        return _State(int(saved["step"]), *(saved[key] for key in ("R", "v", "F", "rho")))
+    saved = load_arrays(path)
+    return _State(int(saved["step"]), *(saved[key] for key in ("R", "v", "F", "rho")))

@@ -19,7 +19,6 @@ its forces agree to its own threshold only.)
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,6 +35,7 @@ from tqdm.auto import tqdm
 
 from densitykit.errors import GenerationError
 from densitykit.generate.engine import Engine
+from densitykit.store import load_arrays, save_arrays
 from densitykit.trajectory import (
     TrajectoryWriter,
     create_trajectory,
@@ -64,15 +64,13 @@ class State:
 
     def save(self, path: Path) -> None:
         """Replace the state file in one piece."""
-        partial = path.with_suffix(".part.npz")
-        np.savez(partial, **{field.name: getattr(self, field.name) for field in fields(self)})
-        os.replace(partial, path)
+        save_arrays(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> Self:
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                values = {field.name: stored[field.name] for field in fields(cls)}
+            stored = load_arrays(path)
+            values = {field.name: stored[field.name] for field in fields(cls)}
         except Exception as error:  # zip, numpy and the file system each raise their own
             raise GenerationError(
                 f"{path}: no state of a molecular dynamics run ({error}); remove the file to go "
@@ -322,7 +320,6 @@ def _commit(writer: TrajectoryWriter, state: State, atoms: Atoms, floor: float) 
     """Append the state as a frame if it is one and is not in the store yet."""
     if not state.density.size or state.time <= writer.last_time:
         return
-    conserved = state.energy + atoms.get_kinetic_energy() - state.transferred
     writer.append(
         np.maximum(state.density, floor),
         state.time,
@@ -331,16 +328,21 @@ def _commit(writer: TrajectoryWriter, state: State, atoms: Atoms, floor: float) 
         forces=state.forces,
         energy=state.energy,
         temperature=atoms.get_temperature(),
-        conserved_energy=conserved,
+        conserved_energy=_conserved(state, atoms),
         step=state.step,
     )
+
+
+def _conserved(state: State, atoms: Atoms) -> float:
+    """Total energy less what the thermostat has put in."""
+    return state.energy + atoms.get_kinetic_energy() - state.transferred
 
 
 def _report(bar: tqdm, state: State, atoms: Atoms) -> None:
     """Show steps per hour and what must stay constant; tqdm adds the time left."""
     bar.update()
     rate = (bar.n - bar.initial) / bar.format_dict["elapsed"]
-    conserved = state.energy + atoms.get_kinetic_energy() - state.transferred
+    conserved = _conserved(state, atoms)
     temperature = atoms.get_temperature()
     bar.set_postfix_str(
         f"{3600 * rate:.0f} steps/h, {temperature:.0f} K, conserved {conserved:.4f} eV", False

@@ -19,7 +19,6 @@ Bits cost a known relative error (`bit_round`); what a grid holds of a density i
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from tqdm.auto import tqdm
 from densitykit.errors import GenerationError
 from densitykit.generate.engine import Engine
 from densitykit.generate.jobs import Result, evaluate_all
-from densitykit.store import PathLike, recover
+from densitykit.store import PathLike, load_arrays, recover, save_arrays
 from densitykit.trajectory import TrajectoryWriter, create_trajectory, write_splits
 
 try:
@@ -44,7 +43,7 @@ try:
 except ImportError:  # not a POSIX system: two generators of one store must be avoided by hand
     fcntl = None
 
-__all__ = ["System", "generate_snapshots", "grid_shape", "load_arrays", "save_arrays"]
+__all__ = ["System", "generate_snapshots", "grid_shape"]
 
 _HOPELESS = 3  # failures, without a single success, after which the rest is not tried
 
@@ -288,22 +287,6 @@ def _write_splits(system: System, root: Path, path: Path, n: int) -> None:
             label = name if run == "." else f"{name}-{run}"
             splits[label] = {"run": run, "start": start, "stop": stop}
     write_splits(root, splits)
-
-
-def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write arrays, numbers and texts to one npz file, in one piece: it is whole or not there."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def load_arrays(path: Path) -> Result:
-    """Read what `save_arrays` wrote. Texts and numbers come as arrays without dimensions."""
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
 
 
 @contextmanager
