@@ -11,6 +11,7 @@ import torch
 
 from densitykit import __version__
 from densitykit.baselines import baseline_maps
+from densitykit.chain_experiments import run_experiments
 from densitykit.demo import HORIZON, run
 from densitykit.errors import DensityKitError, TrajectoryError
 from densitykit.evaluation import (
@@ -28,6 +29,7 @@ from densitykit.training import adopt_autoencoder, train_latent_diffusion, train
 from densitykit.trajectory import open_split, open_trajectory, summarise
 from densitykit.transforms import LogNormal
 from densitykit.validation import validate_trajectory
+from densitykit.verdict import verdict
 
 FULL = {"latent_channels": 8, "autoencoder_width": 40, "autoencoder_blocks": 1}
 
@@ -127,6 +129,37 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _verdict(arguments: argparse.Namespace) -> int:
+    """A stored rollout beside the run of a split, in ten rows with intervals."""
+    training, reference = (open_split(arguments.data, s) for s in ("train", arguments.split))
+    rollout = open_trajectory(arguments.rollout)
+    table = verdict(rollout, reference, training, burn_in=arguments.burn_in)
+    print(table.to_string(index=False, float_format="{:.4g}".format, na_rep="-"))
+    if arguments.out:
+        table.to_csv(arguments.out, index=False)
+    return 0
+
+
+def _chains(arguments: argparse.Namespace) -> int:
+    """Tables and checkpoints of Deep Density in one dimension."""
+    torch.set_num_threads(1)  # more threads only slow these small matrices
+    rows = run_experiments(
+        arguments.data,
+        arguments.out,
+        tables=arguments.tables,
+        seeds=arguments.seeds,
+        run_dir=arguments.run_dir,
+    )
+    best = rows.pivot_table(
+        index=["variant", "system", "n_near", "samples"],
+        columns=["split", "metric"],
+        values="value",
+        aggfunc="min",
+    )
+    print(best.loc[:, [("validation", "mse"), ("test", "l1"), ("transfer", "l1")]].to_string())
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     run(arguments.data, arguments.checkpoints, arguments.out)
     return 0
@@ -180,6 +213,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", default="test")
     sub.add_argument("--cost", action="store_true", help="time a step on one core as well")
     add_parsers(commands)
+    sub = command("verdict", _verdict, "Structure and dynamics of a rollout beside a reference.")
+    sub.add_argument("data")
+    sub.add_argument("rollout", type=Path)
+    sub.add_argument("--split", default="test")
+    sub.add_argument("--burn-in", type=float, default=0.0, help="fs of the rollout to leave out")
+    sub.add_argument("--out", type=Path, help="CSV file to write the table to")
+    sub = command("chains", _chains, "Deep Density in one dimension: tables and checkpoints.")
+    sub.add_argument("--data", type=Path, default=Path("data/chain"))
+    sub.add_argument("--out", type=Path, default=Path("data/deep-density-1d"))
+    sub.add_argument("--tables", nargs="+", default=["table3", "table4", "smooth"])
+    sub.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    sub.add_argument("--run-dir", type=Path, default=Path("runs/deep-density-1d"))
     sub = command("demo", _demo, "Train, roll out, compare, report.")
     sub.add_argument("--data", default="data/lithium-800K.zarr")
     sub.add_argument("--checkpoints", default="data/checkpoints")

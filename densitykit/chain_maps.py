@@ -37,6 +37,9 @@ class ChainSnapshots:
         species: shape (N,).
         points: where the density is given, shape (P,), in bohr.
         length: of the ring, in bohr.
+
+    Raises:
+        ShapeError: the arrays do not belong together.
     """
 
     positions: Tensor
@@ -44,6 +47,15 @@ class ChainSnapshots:
     species: Tensor
     points: Tensor
     length: float
+
+    def __post_init__(self) -> None:
+        expected = (len(self.positions), len(self.points))
+        if self.density.shape != expected or self.positions.shape[1:] != self.species.shape:
+            raise ShapeError(
+                f"positions have shape {tuple(self.positions.shape)}, species "
+                f"{tuple(self.species.shape)}, points {tuple(self.points.shape)}, density "
+                f"{tuple(self.density.shape)}; give (T, N), (N,), (P,) and (T, P)"
+            )
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -57,7 +69,10 @@ class ChainSnapshots:
         """The first of each of ``count`` equal stretches; ShapeError if there are too few."""
         if not 1 <= count <= len(self):
             raise ShapeError(f"count is {count}; give 1 to {len(self)}, the snapshots there are")
-        rows = torch.arange(count) * len(self) // count
+        return self.at(torch.arange(count) * len(self) // count)
+
+    def at(self, rows: Tensor) -> ChainSnapshots:
+        """The snapshots with these indices."""
         fields = self.positions[rows], self.density[rows]
         return ChainSnapshots(*fields, self.species, self.points, self.length)
 

@@ -1,4 +1,4 @@
-r"""Training maps of chains: Adam on several models at once, and L-BFGS on one.
+r"""Training maps of chains: Adam on several models at once, and one linear solve.
 
 Several seeds are trained as one batched model (`torch.func`): they see the same batches and
 differ in their initial weights. On one core, where a batch of one model is too small to keep the
@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from densitykit.chain_maps import ChainSnapshots
 from densitykit.errors import CheckpointError
 from densitykit.models.atomic_sum import AtomicSum1D, Surroundings
 from densitykit.models.checkpoint import load_state, save_state
+from densitykit.models.smooth_density import SmoothDensity1D, columns
 from densitykit.sampling import step_generator
 
 __all__ = [
     "constant_rate",
     "cosine_rate",
-    "polish",
+    "fit_linear",
     "train_ensemble",
 ]
 
@@ -166,8 +167,8 @@ def train_ensemble(
         label: name on the progress bar.
 
     Returns:
-        One row per epoch: epoch, seconds, and for each model i the errors training_i (mean over
-        the epoch) and validation_i, in 1/bohr^2.
+        One row per epoch: epoch, seconds (of processor time), and for each model i the errors
+        training_i (mean over the epoch) and validation_i, in 1/bohr^2.
 
     Raises:
         CheckpointError: ``run_dir`` holds the state of another training.
@@ -177,11 +178,11 @@ def train_ensemble(
     settings |= {"rate": rate.__name__, "snapshots": len(training)}
     keeper = _Keeper(run_dir, run.tensors, settings)
     rows = keeper.restore()
-    started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+    started = time.process_time() - (rows[-1]["seconds"] if rows else 0.0)
     bar = tqdm(range(len(rows), epochs), label, epochs, initial=len(rows))
     for epoch in bar:
         errors = run.epoch(epoch, lambda part: learning_rate * rate((epoch + part) / epochs))  # noqa: B023
-        rows.append({"epoch": epoch} | errors | {"seconds": time.perf_counter() - started})
+        rows.append({"epoch": epoch} | errors | {"seconds": time.process_time() - started})
         bar.set_postfix_str(f"best validation {run.least.min().item():.2e}")
         if (epoch + 1) % save_every == 0 or epoch + 1 == epochs:
             keeper.save(rows)
@@ -189,79 +190,66 @@ def train_ensemble(
     return pd.DataFrame(rows)
 
 
-def polish(
-    model: AtomicSum1D,
-    training: ChainSnapshots,
-    validation: ChainSnapshots,
-    *,
-    rounds: int = 5,
-    iterations: int = 100,
-    run_dir: str | Path | None = None,
-    label: str = "polish",
-) -> pd.DataFrame:
-    """Minimise the error on all snapshots at once by L-BFGS; the model ends with its best weights.
+@torch.no_grad()
+def fit_linear(
+    model: SmoothDensity1D, sets: Sequence[ChainSnapshots], ridge: float = 1e-12
+) -> float:
+    """Set A and B to what fits the densities of all sets best.
 
-    Every round starts with an empty memory of curvature, so that the weights alone are the state.
+    Linear least squares on all points, by normal equations of columns scaled to unit norm.
+    ``ridge`` is added to their diagonal: functions of neighbouring atoms can nearly stand
+    for one another. Monomials that no set shows keep no weight.
 
     Arguments:
-        model: in double precision: in single precision line searches end early.
-        training, validation: snapshots; the best weights are those of the lowest validation error,
-            those at the start included.
-        rounds, iterations: rounds, and L-BFGS iterations (Liu and Nocedal 1989) in each.
-        run_dir, label: as in :func:`train_ensemble`; the state is saved after every round.
+        model: changed in place.
+        sets: snapshots; those of different chains are different sets.
+        ridge: see above.
 
     Returns:
-        One row for the start and one per round: round, training, validation, seconds.
-
-    Raises:
-        CheckpointError: ``run_dir`` holds the state of another training.
+        Mean squared error in 1/bohr^2.
     """
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    best = {name: p.detach().clone() for name, p in weights.items()}
-    tensors = {f"weight.{n}": p for n, p in weights.items()}
-    tensors |= {f"best.{n}": p for n, p in best.items()}
-    settings = {"rounds": rounds, "iterations": iterations, "snapshots": len(training)}
-    keeper = _Keeper(run_dir, tensors, settings)
-    rows = keeper.restore()
-    started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
-    error, checked = (_error(model, data) for data in (training, validation))
-    for number in tqdm(range(len(rows), rounds + 1), label, rounds + 1, initial=len(rows)):
-        if number:  # row 0 is the start
-            _minimise(error, list(weights.values()), iterations)
-        with torch.no_grad():
-            row = {"round": number, "training": error().item(), "validation": checked().item()}
-            if row["validation"] < min((r["validation"] for r in rows), default=math.inf):
-                for name, p in best.items():
-                    p.copy_(weights[name])
-        rows.append(row | {"seconds": time.perf_counter() - started})
-        keeper.save(rows)
-    with torch.no_grad():
-        for name, p in weights.items():
-            p.copy_(best[name])
-    return pd.DataFrame(rows)
+    used = _used_columns(model, sets)
+    size = int(used.sum())
+    normal = torch.zeros(size, size, dtype=torch.float64)
+    projected, square, count = torch.zeros(size, dtype=torch.float64), 0.0, 0
+    for M, rho in _equations(model, sets):
+        M = M[:, used]
+        normal.addmm_(M.T, M)
+        projected += M.T @ rho
+        square, count = square + float(rho @ rho), count + len(rho)
+    norm = normal.diagonal().sqrt()
+    scaled = normal / norm / norm[:, None]
+    scaled.diagonal().add_(ridge)
+    w = torch.linalg.solve(scaled, projected / norm) / norm
+    every = w.new_zeros(len(used))
+    every[used] = w
+    model.A.copy_(every[: model.A.numel()].view_as(model.A))
+    model.B.copy_(every[model.A.numel() :].view_as(model.B))
+    return float(square - 2 * w @ projected + w @ (normal @ w)) / count
 
 
-def _error(model: AtomicSum1D, data: ChainSnapshots) -> Callable[[], Tensor]:
-    """Mean squared error on data as a function of the present weights."""
-    seen = data.seen_by(model)
-    target = data.density.to(seen.x)
-    return lambda: (model.density(seen, target.shape[1]) - target).square().mean()
+def _used_columns(model: SmoothDensity1D, sets: Sequence[ChainSnapshots]) -> Tensor:
+    """Which numbers of A and B belong to monomials that some atom of some set shows."""
+    shown = [torch.zeros(x.shape[:2], dtype=torch.bool) for x in (model.A, model.B)]
+    for data in sets:
+        seen = data.seen_by(model)
+        for seen_by_kind, q in zip(shown, model.polynomials(seen), strict=True):
+            for kind in seen.kind_I.unique().tolist():
+                seen_by_kind[kind] |= (q[:, seen.kind_I == kind] != 0).flatten(0, 1).any(0)
+    waves = (model.waves + 1, model.waves)
+    every = [m[..., None].expand(*m.shape, k) for m, k in zip(shown, waves, strict=True)]
+    return torch.cat([mask.flatten() for mask in every])
 
 
-def _minimise(error: Callable[[], Tensor], weights: list[Tensor], iterations: int) -> None:
-    """L-BFGS on the error in units of its first value, which sets the length of the first step."""
-    unit = max(error().item(), 1e-300)
-    options = {"history_size": 50, "line_search_fn": "strong_wolfe"}
-    tolerances = {"tolerance_grad": 0.0, "tolerance_change": 0.0}
-    optimizer = torch.optim.LBFGS(weights, max_iter=iterations, **options, **tolerances)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = error() / unit
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
+def _equations(
+    model: SmoothDensity1D, sets: Sequence[ChainSnapshots], batch: int = 8
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Derivatives by A and B, and densities, of a few snapshots at a time."""
+    for data in sets:
+        seen, n_points = data.seen_by(model), len(data.points)
+        for rows in tqdm(torch.arange(len(data)).split(batch), "equations"):
+            M = [columns(model, seen.at(row[None]), n_points) for row in rows]
+            yield torch.cat(M), data.density[rows].flatten().double()
 
 
 class _Keeper:

@@ -2,12 +2,12 @@ r"""Learning the density of one-dimensional chains: two recipes.
 
 **paper** (Zepeda-Nunez et al. 2019, appendix A): Adam for 400 epochs on the mean squared error of
 all points, in single precision; the weights with the lowest validation error are kept, and the
-best of five seeds counts. Learning rate, batch and sizes of layers are not published: here the
-rate falls from 0.003 to 0 as a cosine, since at a constant one Adam's own noise is what is left.
+best of five seeds counts. Learning rate, batch and sizes of layers are not published: here a
+batch is one snapshot, and the rate falls from 0.005 to 0 as a cosine, since at a constant one
+Adam's own noise is what is left.
 
-**smooth**: the model of :mod:`densitykit.models.smooth_density` in double precision. A linear
-least-squares solve finds its polynomials; L-BFGS on all data at once may refine them and the
-network beside them: the problem is small, smooth and free of noise, so that curvature pays.
+**smooth**: the model of :mod:`densitykit.models.smooth_density` in double precision, found by one
+linear least-squares solve: the problem is smooth and free of noise.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import pandas as pd
 import torch
 
 from densitykit.chain_maps import ChainSnapshots
-from densitykit.chain_training import cosine_rate, polish, train_ensemble
+from densitykit.chain_training import cosine_rate, fit_linear, train_ensemble
 from densitykit.models.deep_density import DeepDensity1D, fit_ansatz
-from densitykit.models.smooth_density import SmoothDensity1D, fit_linear
+from densitykit.models.smooth_density import SmoothDensity1D
 
 __all__ = ["train_paper", "train_smooth"]
 
@@ -63,35 +63,19 @@ def train_paper(
     for model in models:
         model.load_state_dict(ansatz, strict=False)
         model.to(device)
-    options = {"learning_rate": 3e-3, "rate": cosine_rate} | options
+    options = {"learning_rate": 5e-3, "rate": cosine_rate, "batch": 1} | options
     history = train_ensemble(models, training, validation, run_dir=run_dir, **options)
     return [model.cpu().eval() for model in models], history
 
 
-def train_smooth(
-    training: ChainSnapshots,
-    validation: ChainSnapshots,
-    *,
-    rounds: int = 0,
-    seed: int = 0,
-    run_dir: str | Path | None = None,
-    **sizes: Any,
-) -> tuple[SmoothDensity1D, pd.DataFrame]:
-    """The smooth variant: polynomials by linear least squares, then L-BFGS with the network.
+def train_smooth(sets: Sequence[ChainSnapshots], **sizes: Any) -> SmoothDensity1D:
+    """The smooth variant, in double precision, by one linear least-squares solve.
 
     Arguments:
-        training, validation: snapshots.
-        rounds: of L-BFGS; 0 leaves it at the polynomials, to which no seed matters.
-        seed: of the network.
-        run_dir: see :func:`densitykit.chain_training.polish`.
+        sets: training snapshots of one chain, or of several that one model is to serve.
         sizes: arguments of :class:`densitykit.models.smooth_density.SmoothDensity1D`.
-
-    Returns:
-        The model and the rows of `polish`; the first is that of the polynomials alone.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = SmoothDensity1D(training.species.unique().tolist(), **sizes)
-    fit_linear(model, *training.arguments, training.density)
-    history = polish(model, training, validation, rounds=rounds, run_dir=run_dir)
-    return model.eval(), history
+    species = sorted({s for data in sets for s in data.species.tolist()})
+    model = SmoothDensity1D(species, **sizes)
+    fit_linear(model, sets)
+    return model.eval()

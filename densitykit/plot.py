@@ -33,6 +33,7 @@ from densitykit.grid import plane
 
 __all__ = [
     "comparison_figure",
+    "curve_film",
     "distribution_figure",
     "error_figure",
     "film_figure",
@@ -237,7 +238,9 @@ def film_figure(
     )
 
 
-def _film_controls(times: NDArray[np.floating]) -> dict[str, Any]:
+def _film_controls(
+    times: NDArray[np.floating], prefix: str = "t = ", suffix: str = " fs"
+) -> dict[str, Any]:
     """Slider and play button for frames named 0, 1, ..."""
     now = dict(mode="immediate", transition_duration=0, frame=dict(duration=0, redraw=True))
     play = now | dict(fromcurrent=True, frame=dict(duration=100, redraw=True))
@@ -251,7 +254,7 @@ def _film_controls(times: NDArray[np.floating]) -> dict[str, Any]:
     ]
     place = dict(y=0, yanchor="top", xanchor="left")
     menu = dict(type="buttons", direction="left", showactive=False, buttons=buttons)
-    shown = dict(prefix="t = ", suffix=" fs", xanchor="right")
+    shown = dict(prefix=prefix, suffix=suffix, xanchor="right")
     slider = dict(steps=steps, currentvalue=shown, x=0.25, len=0.75, pad_t=45, **place)
     return dict(sliders=[slider], updatemenus=[menu | dict(x=0, pad_t=60, **place)])
 
@@ -483,6 +486,62 @@ def series_figure(
     """
     fig = _draw(*_curves(times, curves), "t (fs)", styles, log=log)
     return fig.update_yaxes(title_text=y_title)
+
+
+def curve_film(
+    x: ArrayLike,
+    curves: Mapping[str, ArrayLike],
+    values: ArrayLike,
+    *,
+    prefix: str = "t = ",
+    suffix: str = " fs",
+    markers: Mapping[str, ArrayLike] | None = None,
+) -> go.Figure:
+    """Animate curves over any abscissa, with slider and play button; needs no kernel.
+
+    Parameters
+    ----------
+    x
+        Shape (n,).
+    curves
+        Name to values, shape (T, n). The ordinate spans them all. Of several, the first is the
+        reference.
+    values
+        What the slider shows, shape (T,), between `prefix` and `suffix`.
+    markers
+        Name to abscissas, shape (T, m), of points below the curves: nuclei.
+
+    Raises
+    ------
+    ShapeError
+        An array does not fit.
+    """
+    values, x = np.asarray(values, float), np.asarray(x, float)
+    named = {name: np.asarray(y, float) for name, y in (curves | (markers or {})).items()}
+    for name, y in named.items():
+        expected = (values.size, x.size if name in curves else y.shape[-1])
+        if y.shape != expected:
+            raise ShapeError(f"{name} has shape {y.shape}; pass {expected}, a row for each value")
+    low, high = (f([f(named[name]) for name in curves]) for f in (np.min, np.max))
+    digits = 4 - int(np.ceil(np.log10(max(high - low, 1e-300))))  # saves most of the file
+
+    def traces(frame: int) -> list[dict[str, Any]]:
+        lines = [dict(y=np.round(named[name][frame], digits)) for name in curves]
+        return lines + [dict(x=np.round(named[name][frame], 2)) for name in markers or {}]
+
+    fig = go.Figure(layout=dict(template=TEMPLATE, height=450, margin_b=150))
+    styles = line_styles(curves, next(iter(curves)) if len(curves) > 1 else None)
+    for name, trace in zip(curves, traces(0), strict=False):
+        fig.add_scatter(x=x, **trace, name=name, line=styles[name], mode="lines")
+    for name, trace in zip(markers or {}, traces(0)[len(curves) :], strict=True):
+        y = np.full(named[name].shape[1], low - 0.05 * (high - low))
+        look = dict(mode="markers", marker=dict(color=TRUTH, size=10))
+        fig.add_scatter(y=y, **trace, name=name, **look)
+    fig.frames = [go.Frame(name=str(n), data=traces(n)) for n in range(values.size)]
+    fig.update_xaxes(range=[x.min(), x.max()])
+    margin = 0.1 * (high - low)
+    fig.update_yaxes(range=[low - margin, high + margin])
+    return fig.update_layout(**_film_controls(values, prefix, suffix))
 
 
 def training_figure(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from densitykit import chain_training
 from densitykit.chain_maps import ChainSnapshots, load_snapshots, score
-from densitykit.chain_training import cosine_rate, polish, train_ensemble
+from densitykit.chain_training import cosine_rate, fit_linear, train_ensemble
 from densitykit.deep_density_1d import train_paper, train_smooth
 from densitykit.errors import CheckpointError, ShapeError, TrajectoryError
 from densitykit.generate.kohn_sham_1d import ReducedHartreeFock1D
@@ -20,13 +20,12 @@ from densitykit.metrics import relative_l1, relative_l2
 from densitykit.models import DeepDensity1D, SmoothDensity1D, load_model, save_model
 from densitykit.models.atomic_sum import AtomicSum1D, ordered_neighbours, points_in_reach
 from densitykit.models.deep_density import fit_ansatz
-from densitykit.models.smooth_density import fit_linear
 from densitykit.trajectory import create_trajectory, write_splits
 
 LENGTH, SPECIES = 80.0, torch.tensor([1, 1, 6, 1, 6, 6, 1, 6])
 SMALL = {
     DeepDensity1D: {"pair_nodes": [4, 3], "nodes": 6, "layers": 3},
-    SmoothDensity1D: {"waves": 6, "degree": 2, "nodes": 5, "layers": 1},
+    SmoothDensity1D: {"waves": 6, "spans": (4, 4)},
 }
 both = pytest.mark.parametrize("kind", list(SMALL))
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -213,15 +212,46 @@ def test_fit_ansatz_finds_the_constants() -> None:
 
 
 def test_fit_linear_finds_a_polynomial_density() -> None:
+    """Also from several chains at once, of which none has all species."""
     truth = small(SmoothDensity1D, waves=3)
-    for p in truth.f.parameters():
-        nn.init.zeros_(p)
+    one, six = torch.full((8,), 1), torch.full((8,), 6)
     R, r = chain(60), grid()
-    density = truth(R, SPECIES, r, LENGTH).detach()
+
+    def data(rows: slice, species: Tensor) -> ChainSnapshots:
+        density = truth(R[rows], species, r, LENGTH).detach()
+        return ChainSnapshots(R[rows], density, species, r, LENGTH)
+
     model = SmoothDensity1D((1, 6), n_near=2, **(SMALL[SmoothDensity1D] | {"waves": 3}))
-    error = fit_linear(model, R[:50], SPECIES, r, LENGTH, density[:50])
-    left = (model(R, SPECIES, r, LENGTH) - density)[50:].square().mean().item()
-    assert max(error, left) < 1e-8 * density.square().mean()
+    sets = [data(slice(50), SPECIES), data(slice(30), one), data(slice(30), six)]
+    error = fit_linear(model, sets)
+    scale = sets[0].density.square().mean()
+    for species in (SPECIES, one, six):
+        assert mse(model, data(slice(50, 60), species)) < 1e-8 * scale
+    assert 0 <= error < 1e-8 * scale
+
+
+def test_span_keeps_far_sides_apart() -> None:
+    """With a span of 3, the second neighbours of the two sides do not know of each other."""
+
+    def mixed_difference(span: int) -> float:
+        model = small(SmoothDensity1D, (1,), n_near=4, spans=(4, span))
+        R = chain(1).expand(4, -1).clone()
+        R[[1, 3], 1] += 0.5  # second neighbours of atom 3
+        R[[2, 3], 5] -= 0.7
+        s = model.surroundings(R, torch.ones(8, dtype=torch.long), grid(), LENGTH)
+        rho = model.local(s)[:, 3]
+        return (rho[3] - rho[2] - rho[1] + rho[0]).abs().max().item()
+
+    assert mixed_difference(span=4) > 1e-6
+    assert mixed_difference(span=3) < 1e-12
+
+
+@both
+def test_a_point_on_top_of_an_atom_is_like_any_other(kind: type[AtomicSum1D]) -> None:
+    """There |x| = 0 and the direction is undefined; it must be one that training shows."""
+    model, R = small(kind), chain(1).round()
+    beside = model(R - 1e-9, SPECIES, grid(), LENGTH)
+    torch.testing.assert_close(model(R, SPECIES, grid(), LENGTH), beside, rtol=0, atol=1e-6)
 
 
 @both
@@ -272,15 +302,11 @@ def test_paper_recipe_learns() -> None:
 
 def test_smooth_recipe_learns(metal: tuple[ChainSnapshots, ChainSnapshots]) -> None:
     training, validation = metal
-    sizes = {"n_near": 2, "degree": 1, "waves": 8, "nodes": 16}
-    model, rows = train_smooth(training, validation, rounds=2, **sizes)
-    alone, _ = train_smooth(training, validation, **sizes)
-    assert rows.training[0] == pytest.approx(mse(alone, training), rel=1e-6)
-    assert rows.training.is_monotonic_decreasing
-    assert mse(model, training) < 0.5 * mse(alone, training)
-    assert mse(model, validation) == pytest.approx(rows.validation.min(), rel=1e-9)
+    few, more = (train_smooth([training], n_near=2, spans=d, waves=8) for d in ((2,), (2, 2)))
+    assert more.species == (6,)
+    assert mse(more, training) < 0.5 * mse(few, training)
     mean = (validation.density - training.density.mean(0)).square().mean().item()
-    assert mse(alone, validation) < 1e-3 * mean
+    assert mse(few, validation) < 1e-3 * mean
 
 
 def test_ensemble_is_its_members(metal: tuple[ChainSnapshots, ChainSnapshots]) -> None:
@@ -330,29 +356,6 @@ def test_resumed_training_equals_an_uninterrupted_one(
     (tmp_path / "state.safetensors").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="whole"):
         run(tmp_path)
-
-
-def test_resumed_polish(metal: tuple[ChainSnapshots, ChainSnapshots], tmp_path: Path) -> None:
-    def run(folder: Path | None, stop: int | None = None) -> SmoothDensity1D:
-        model = small(SmoothDensity1D, (6,))
-        checks = iter(range(100))
-        original = chain_training._Keeper.save
-
-        def save(keeper, rows) -> None:
-            original(keeper, rows)
-            if next(checks) == stop:
-                raise Killed
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(chain_training._Keeper, "save", save)
-            polish(model, *metal, rounds=3, iterations=4, run_dir=folder)
-        return model
-
-    whole = run(None)
-    with pytest.raises(Killed):
-        run(tmp_path, stop=1)
-    for p, q in zip(whole.parameters(), run(tmp_path).parameters(), strict=True):
-        assert torch.equal(p, q)
 
 
 # --- data and files --------------------------------------------------------------------------
@@ -429,9 +432,16 @@ def test_wrong_shapes_are_refused(kind: type[AtomicSum1D]) -> None:
     for arguments in ({"n_near": 0}, {"cutoff": -1.0}, {"species": ()}, {"species": (1, 1)}):
         with pytest.raises(ShapeError):
             kind(**({"species": (1,)} | arguments))
-    for fit in (fit_ansatz, fit_linear):
+    if kind is DeepDensity1D:
         with pytest.raises(ShapeError, match="density"):
-            fit(model, R, SPECIES, r, LENGTH, torch.zeros(3, 159))
+            fit_ansatz(model, R, SPECIES, r, LENGTH, torch.zeros(3, 159))
+
+
+def test_snapshots_must_fit_together() -> None:
+    R, r = chain(), grid()
+    for density, species in ((torch.zeros(3, 159), SPECIES), (torch.zeros(3, 160), SPECIES[:7])):
+        with pytest.raises(ShapeError, match="density"):
+            ChainSnapshots(R, density, species, r, LENGTH)
 
 
 def test_odd_number_of_neighbours_has_no_sides() -> None:

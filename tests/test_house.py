@@ -33,6 +33,7 @@ SOURCES = [
 
 #: names on conda-forge, where they differ; None: no conda package, pip brings it with `-e .`
 CONDA_NAMES = {
+    "freud-analysis": "freud",
     "torch": "pytorch",
     "dask": "dask-core",
     "lightning-fabric": None,

@@ -18,6 +18,7 @@ from densitykit.plot import (
     PALETTE,
     TRUTH,
     comparison_figure,
+    curve_film,
     distribution_figure,
     error_figure,
     film_figure,
@@ -333,6 +334,27 @@ def test_series() -> None:
     same(fig.data[1].y, TIMES**2)
     assert fig.data[0].line.color == TRUTH
     assert fig.layout.yaxis.title.text == "electron drift (electrons)"
+
+
+def test_curve_film() -> None:
+    x, values = np.linspace(0, 4, 5), np.array([1.0, 2.5, 4.0])
+    rows = np.arange(15.0).reshape(3, 5)
+    nuclei = np.array([[1.0, 3.0], [1.5, 3.0], [2.0, 3.0]])
+    curves = {"a": rows, "b": -rows}
+    fig = curve_film(x, curves, values, prefix="R = ", suffix=" bohr", markers={"nuclei": nuclei})
+    assert [trace.name for trace in fig.data] == ["a", "b", "nuclei"]
+    for n, frame in enumerate(fig.frames):
+        for trace, expected in zip(frame.data, (rows[n], -rows[n]), strict=False):
+            np.testing.assert_allclose(trace.y, expected)
+        np.testing.assert_allclose(frame.data[2].x, nuclei[n])
+    low, high = fig.layout.yaxis.range
+    assert low < fig.data[2].y[0] < -14 < 14 < high
+    (slider,) = fig.layout.sliders
+    assert [step.label for step in slider.steps] == ["1", "2.5", "4"]
+    assert (slider.currentvalue.prefix, slider.currentvalue.suffix) == ("R = ", " bohr")
+    for wrong in ({"a": rows[:2]}, {"a": rows[:, :4]}):
+        with pytest.raises(ShapeError, match="a has shape"):
+            curve_film(x, wrong, values)
 
 
 def test_training_curve_is_a_running_median() -> None:

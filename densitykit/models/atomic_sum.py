@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+#: atoms that are evaluated together: more of them would not stay in a cache of 1 MB a core
+_ATOMS = 32
+
+
 class Surroundings(NamedTuple):
     """All that a model wants to know of B configurations of N atoms; no weights enter.
 
@@ -38,7 +42,6 @@ class Surroundings(NamedTuple):
         x: r - R_I of the W points in reach of each atom, shape (B, N, W), in bohr.
         index: which points they are, shape (B, N, W).
         inside: False where an atom has fewer than W points, shape (B, N, W).
-        electron: features of the electron made of x, shape (B, N, W, features).
         R_JI: signed R_J - R_I of the neighbours, shape (B, N, J), in bohr.
         kind_J: species of the neighbours as places in the model's list, shape (B, N, J).
         kind_I: the same of the atoms, shape (N,).
@@ -47,7 +50,6 @@ class Surroundings(NamedTuple):
     x: Tensor
     index: Tensor
     inside: Tensor
-    electron: Tensor
     R_JI: Tensor
     kind_J: Tensor
     kind_I: Tensor
@@ -55,6 +57,10 @@ class Surroundings(NamedTuple):
     def at(self, rows: Tensor) -> Surroundings:
         """The configurations with these indices, shape (B',)."""
         return Surroundings(*(t[rows] for t in self[:-1]), self.kind_I)
+
+    def around(self, atoms: slice) -> Surroundings:
+        """What only some of the atoms see."""
+        return Surroundings(*(t[:, atoms] for t in self[:-1]), self.kind_I[atoms])
 
 
 def ordered_neighbours(positions: Tensor, length: float, n_side: int) -> tuple[Tensor, Tensor]:
@@ -133,10 +139,6 @@ class AtomicSum1D(nn.Module):
         """R_J - R_I and J of the neighbours, each (B, N, n_near)."""
         raise NotImplementedError
 
-    def electron(self, x: Tensor) -> Tensor:
-        """Features of the electron, x (B, N, W) -> (B, N, W, features)."""
-        raise NotImplementedError
-
     def local(self, surroundings: Surroundings) -> Tensor:
         """rho_I at the points in reach, shape (B, N, W); needs not be zero outside."""
         raise NotImplementedError
@@ -151,7 +153,7 @@ class AtomicSum1D(nn.Module):
         R_JI, J = self.neighbours(positions, length)
         dtype = next(self.parameters()).dtype
         x = torch.where(inside, x, self.cutoff).to(dtype)
-        return Surroundings(x, index, inside, self.electron(x), R_JI.to(dtype), kind_I[J], kind_I)
+        return Surroundings(x, index, inside, R_JI.to(dtype), kind_I[J], kind_I)
 
     def _check(self, positions: Tensor, species: Tensor, points: Tensor, length: float) -> Tensor:
         """Species as places in the list of the model, shape (N,)."""
@@ -182,9 +184,12 @@ class AtomicSum1D(nn.Module):
 
     def density(self, surroundings: Surroundings, n_points: int) -> Tensor:
         """Density (B, n_points) in 1/bohr."""
-        rho_I = self.local(surroundings).where(surroundings.inside, 0)
-        rho = rho_I.new_zeros(len(rho_I), n_points)
-        return rho.scatter_add(1, surroundings.index.flatten(1), rho_I.flatten(1))
+        rho = surroundings.x.new_zeros(len(surroundings.x), n_points)
+        for start in range(0, surroundings.x.shape[1], _ATOMS):
+            s = surroundings.around(slice(start, start + _ATOMS))
+            rho_I = self.local(s).where(s.inside, 0)
+            rho = rho.scatter_add(1, s.index.flatten(1), rho_I.flatten(1))
+        return rho
 
     def forward(self, positions: Tensor, species: Tensor, points: Tensor, length: float) -> Tensor:
         s = self.surroundings(positions, species, points, length)

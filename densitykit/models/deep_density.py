@@ -165,16 +165,15 @@ class DeepDensity1D(AtomicSum1D):
         nearest = R_JI.abs().argsort(dim=-1, stable=True)[..., : self.n_near]
         return R_JI.gather(-1, nearest), J.gather(-1, nearest)
 
-    def electron(self, x: Tensor) -> Tensor:
-        return torch.stack([x.abs() / self.scale, x.sign()], -1)
-
     def local(self, surroundings: Surroundings) -> Tensor:
         s, R_JI = surroundings, surroundings.R_JI
         d_J = torch.stack([(R_JI.abs() - self.spacing) / self.scale, R_JI.sign()], -1)
+        # at the atom itself "sign" would give 0, a direction that training never shows
+        d_0 = torch.stack([s.x.abs() / self.scale, 1 - 2 * (s.x < 0).to(s.x)], -1)
         g = self.g(d_J, s.kind_I, s.kind_J)
 
         def fitted(networks: nn.ModuleList) -> Tensor:
-            parts = lambda k, a: networks[k](s.electron[:, a], g[:, a])  # noqa: E731
+            parts = lambda k, a: networks[k](d_0[:, a], g[:, a])  # noqa: E731
             return per_species(parts, s.kind_I, len(networks))
 
         return self.ansatz(s, fitted(self.linear), fitted(self.exponent))
