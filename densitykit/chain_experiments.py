@@ -142,9 +142,10 @@ def _train_entry(
 ) -> tuple[dict[int, nn.Module], pd.DataFrame]:
     """The models by seed, and their scores on all splits."""
     path = data / f"{entry.system}.zarr"
+    splits = _splits(path)
     models, history = train_paper(
         load_snapshots(path, "train").evenly(entry.samples),
-        load_snapshots(path, "validation"),
+        splits["validation"],
         n_near=entry.n_near,
         seeds=seeds,
         run_dir=folder,
@@ -154,7 +155,7 @@ def _train_entry(
     seconds = round(history.seconds.iloc[-1] / len(seeds), 1)
     by_seed = dict(zip(seeds, models, strict=True))
     labels = {"variant": "paper", **entry._asdict()}
-    rows = [_scores(m, path, **labels, seed=s, cpu_seconds=seconds) for s, m in by_seed.items()]
+    rows = [_scores(m, splits, **labels, seed=s, cpu_seconds=seconds) for s, m in by_seed.items()]
     return by_seed, pd.concat(rows, ignore_index=True)
 
 
@@ -169,7 +170,10 @@ def _train_smooth(data: Path, out: Path, name: str) -> pd.DataFrame:
     seconds = round(time.process_time() - started, 1)
     variant = "smooth, all chains" if name == "all" else "smooth"
     labels = {"variant": variant, "n_near": model.n_near, "seed": 0, "cpu_seconds": seconds}
-    rows = [_scores(model, p, **labels, system=s, samples=samples[s]) for s, p in paths.items()]
+    rows = [
+        _scores(model, _splits(p), **labels, system=s, samples=samples[s])
+        for s, p in paths.items()
+    ]
     data_used = ", ".join(f"{n} of {system}" for system, n in samples.items())
     provenance = {
         "data": f"training snapshots: {data_used}",
@@ -181,10 +185,10 @@ def _train_smooth(data: Path, out: Path, name: str) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-def _scores(model: nn.Module, path: Path, **labels: Any) -> pd.DataFrame:
+def _scores(model: nn.Module, splits: Mapping[str, ChainSnapshots], **labels: Any) -> pd.DataFrame:
     """Scores of a model on all splits of a chain."""
     return pd.concat(
-        [score(model, d, **labels, split=s) for s, d in _splits(path).items()], ignore_index=True
+        [score(model, d, **labels, split=s) for s, d in splits.items()], ignore_index=True
     )
 
 

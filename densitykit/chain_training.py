@@ -208,11 +208,12 @@ def fit_linear(
     Returns:
         Mean squared error in 1/bohr^2.
     """
-    used = _used_columns(model, sets)
+    seen = [data.seen_by(model) for data in sets]
+    used = _used_columns(model, seen)
     size = int(used.sum())
     normal = torch.zeros(size, size, dtype=torch.float64)
     projected, square, count = torch.zeros(size, dtype=torch.float64), 0.0, 0
-    for M, rho in _equations(model, sets):
+    for M, rho in _equations(model, sets, seen):
         M = M[:, used]
         normal.addmm_(M.T, M)
         projected += M.T @ rho
@@ -228,11 +229,10 @@ def fit_linear(
     return float(square - 2 * w @ projected + w @ (normal @ w)) / count
 
 
-def _used_columns(model: SmoothDensity1D, sets: Sequence[ChainSnapshots]) -> Tensor:
+def _used_columns(model: SmoothDensity1D, sets: Sequence[Surroundings]) -> Tensor:
     """Which numbers of A and B belong to monomials that some atom of some set shows."""
     shown = [torch.zeros(x.shape[:2], dtype=torch.bool) for x in (model.A, model.B)]
-    for data in sets:
-        seen = data.seen_by(model)
+    for seen in sets:
         for seen_by_kind, q in zip(shown, model.polynomials(seen), strict=True):
             for kind in seen.kind_I.unique().tolist():
                 seen_by_kind[kind] |= (q[:, seen.kind_I == kind] != 0).flatten(0, 1).any(0)
@@ -242,11 +242,14 @@ def _used_columns(model: SmoothDensity1D, sets: Sequence[ChainSnapshots]) -> Ten
 
 
 def _equations(
-    model: SmoothDensity1D, sets: Sequence[ChainSnapshots], batch: int = 8
+    model: SmoothDensity1D,
+    sets: Sequence[ChainSnapshots],
+    all_seen: Sequence[Surroundings],
+    batch: int = 8,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Derivatives by A and B, and densities, of a few snapshots at a time."""
-    for data in sets:
-        seen, n_points = data.seen_by(model), len(data.points)
+    for data, seen in zip(sets, all_seen, strict=True):
+        n_points = len(data.points)
         for rows in tqdm(torch.arange(len(data)).split(batch), "equations"):
             M = [columns(model, seen.at(row[None]), n_points) for row in rows]
             yield torch.cat(M), data.density[rows].flatten().double()

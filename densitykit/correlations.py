@@ -37,6 +37,7 @@ __all__ = [
     "allowed_waves",
     "apply_lazily",
     "block_bootstrap",
+    "block_means",
     "density_modes",
     "fluctuation",
     "nuclear_modes",
@@ -297,13 +298,30 @@ def block_bootstrap(
     Returns:
         mean, low and high, each with shape (*,).
     """
-    n = len(samples)
-    block = max(1, min(block, n // 2))
+    block = max(1, min(block, len(samples) // 2))
+    replicas = block_means(samples, block, -(-len(samples) // block), draws, seed)
+    low, high = np.quantile(replicas, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return samples.mean(axis=0), low, high
+
+
+def block_means(
+    samples: np.ndarray, block: int, count: int, draws: int, seed: int = 0
+) -> np.ndarray:
+    """Replicas of the mean over time: means of so many blocks, drawn with replacement.
+
+    Arguments:
+        samples: shape (time, *).
+        block: frames per block, at most those there are.
+        count: blocks in a replica.
+        draws: replicas.
+        seed: of the resampling.
+
+    Returns:
+        Shape (draws, *).
+    """
     rng = np.random.default_rng(seed)
-    starts = rng.integers(n - block + 1, size=(draws, -(-n // block)))
+    starts = rng.integers(len(samples) - block + 1, size=(draws, count))
     # sums of all blocks once, so that a replica is a mean over a few rows
     cumulative = np.concatenate([np.zeros_like(samples[:1]), np.cumsum(samples, axis=0)])
     blocks = (cumulative[block:] - cumulative[:-block]) / block
-    replicas = blocks[starts].mean(axis=1)
-    low, high = np.quantile(replicas, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return samples.mean(axis=0), low, high
+    return blocks[starts].mean(axis=1)

@@ -20,6 +20,7 @@ __all__ = [
     "check_stride",
     "cubic_edge",
     "fourier_shift",
+    "minimum_image",
     "n_electrons",
     "plane",
     "resample",
@@ -121,6 +122,11 @@ def wave_vectors(shape: Sequence[int], cell: np.ndarray) -> np.ndarray:
     """Reciprocal-lattice vectors of the FFT layout, shape (*shape, d), in 1/angstrom."""
     index = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in shape), indexing="ij")
     return 2 * np.pi * np.stack(index, axis=-1) @ np.linalg.inv(cell).T
+
+
+def minimum_image(s: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Shortest Cartesian vector of fractional differences; exact up to half the cell's width."""
+    return (s - np.round(s)) @ cell
 
 
 def shells(shape: Sequence[int]) -> np.ndarray:

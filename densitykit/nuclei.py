@@ -34,7 +34,7 @@ from scipy.ndimage import maximum_filter
 from scipy.optimize import linear_sum_assignment
 
 from densitykit.errors import ShapeError
-from densitykit.grid import wave_vectors
+from densitykit.grid import minimum_image, wave_vectors
 
 __all__ = ["NucleiFilter", "assign", "find_nuclei", "match_nuclei"]
 
@@ -244,17 +244,12 @@ def _climb(
 
 def _apart(s: np.ndarray, cell: np.ndarray, min_distance: float) -> np.ndarray:
     """Greedy choice of fractions (n, 3), in order, no two closer than the distance."""
-    distance = np.linalg.norm(_minimum_image(s[:, None] - s, cell), axis=-1)
+    distance = np.linalg.norm(minimum_image(s[:, None] - s, cell), axis=-1)
     kept: list[int] = []
     for i, row in enumerate(distance):
         if (row[kept] >= min_distance).all():
             kept.append(i)
     return s[kept]
-
-
-def _minimum_image(s: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """Shortest Cartesian vector of fractional differences; exact up to half the cell's width."""
-    return (s - np.round(s)) @ cell
 
 
 def match_nuclei(
@@ -295,7 +290,7 @@ def assign(
     """
     pairs, vectors = np.full(len(places), -1), np.full((len(places), 3), np.nan)
     difference = (found[None] - places[:, None]) @ np.linalg.inv(cell)
-    difference = _minimum_image(difference, cell)
+    difference = minimum_image(difference, cell)
     distance = np.linalg.norm(difference, axis=-1)
     # beyond reach (or unknown) all are equally bad, so that they do not push others away
     cost = np.where(distance <= reach[:, None], distance, 1e3 * (1 + reach.max(initial=0)))

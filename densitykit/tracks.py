@@ -28,7 +28,6 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from densitykit.errors import ShapeError
-from densitykit.grid import time_derivative
 from densitykit.nuclei import NucleiFilter, assign, find_nuclei
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
     "TrackedNuclei",
     "implied_temperature",
     "track_nuclei",
-    "velocities",
 ]
 
 #: dalton (angstrom/fs)**2 / k_B in K: 1.66053907e-27 kg * 1e10 m**2/s**2 / 1.380649e-23 J/K
@@ -119,11 +117,6 @@ def track_nuclei(
     table = pd.DataFrame(places.reshape(len(places), -1))
     filled = table.interpolate(limit_area="inside").to_numpy().reshape(places.shape)
     return TrackedNuclei(filled, np.isfinite(places[..., 0]))
-
-
-def velocities(positions: np.ndarray, time_step: float) -> np.ndarray:
-    """Central differences of unwrapped positions (T, N, 3), in angstrom/fs; NaN at the ends."""
-    return time_derivative(np.asarray(positions), time_step, "central")
 
 
 @dataclass(frozen=True)

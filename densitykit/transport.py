@@ -35,10 +35,12 @@ from scipy.constants import k as boltzmann
 
 from densitykit.correlations import apply_lazily
 from densitykit.errors import ShapeError
+from densitykit.grid import minimum_image
 from densitykit.scattering import dynamic_structure, time_correlation
 
 __all__ = [
     "CM2_PER_S",
+    "PER_CM",
     "diffusion_coefficient",
     "green_kubo",
     "mean_square_displacement",
@@ -53,6 +55,8 @@ __all__ = [
 
 #: 1 angstrom**2/fs in cm**2/s
 CM2_PER_S = 0.1
+#: 1 rad/fs in 1/cm
+PER_CM = 1e13 / (2 * np.pi * speed_of_light)
 _XI = 2.837297  # of the cubic lattice of images
 
 
@@ -131,7 +135,7 @@ def pair_distribution(
         out = np.empty((*a.shape[:-2], bins))
         for frame in np.ndindex(out.shape[:-1]):
             steps = (a[frame][:, None] - b[frame]) @ inverse
-            distance = np.linalg.norm((steps - np.round(steps)) @ cell, axis=-1)
+            distance = np.linalg.norm(minimum_image(steps, cell), axis=-1)
             if other is None:
                 distance = distance[~np.eye(len(distance), dtype=bool)]
             out[frame] = np.histogram(distance, edges)[0]
@@ -271,5 +275,5 @@ def vibrational_density_of_states(
     weights = xr.DataArray(np.ones(vacf.sizes["atom"]) if masses is None else masses, dims="atom")
     total = (vacf * weights).sum("atom")
     spectrum = 2 * dynamic_structure(total / total.isel(lag=0), window)
-    wavenumber = spectrum["omega"] * (1e15 / (2 * np.pi * speed_of_light * 100))
+    wavenumber = spectrum["omega"] * PER_CM
     return spectrum.assign_coords(wavenumber=wavenumber.assign_attrs(units="1/cm"))

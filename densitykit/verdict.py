@@ -36,24 +36,23 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.constants import c as speed_of_light
 from scipy.stats import t as student
 
 from densitykit.correlations import (
     allowed_waves,
+    block_means,
     density_modes,
     nuclear_modes,
     static_structure,
 )
 from densitykit.errors import ShapeError
 from densitykit.evaluation import standardised
-from densitykit.grid import n_electrons
 from densitykit.metrics import jensen_shannon, value_distribution
 from densitykit.nuclei import NucleiFilter
 from densitykit.scattering import decay_time
 from densitykit.tracks import TrackedNuclei, implied_temperature, track_nuclei
 from densitykit.transforms import LogNormal
-from densitykit.transport import CM2_PER_S, diffusion_coefficient
+from densitykit.transport import CM2_PER_S, PER_CM, diffusion_coefficient
 
 __all__ = ["verdict"]
 
@@ -66,7 +65,6 @@ Q_MAX, PEAK_WIDTH = 6.0, 0.2  # 1/angstrom; half width of the first peak of S(q)
 COMPLETE = 0.5  # share of frames with all nuclei, below which tracks mean nothing
 _DIMS = ("time", "x", "y", "z")
 _OMEGA = np.arange(0.0, 0.12, 5e-4)  # rad/fs
-_PER_CM = 1e13 / (2 * np.pi * speed_of_light)  # 1/cm in a rad/fs
 
 
 def verdict(
@@ -169,7 +167,7 @@ def _observe(
         for start in range(0, density.sizes["time"], 64):
             part = density[start : start + 64].values
             modes = density_modes(xr.DataArray(part, dims=_DIMS), waves)
-            parts.append((modes, n_electrons(part, cell), _histograms(part, transform)))
+            parts.append((modes, _histograms(part, transform)))
             yield from part
 
     tracked = track_nuclei(stream(), cell, count, filter, progress=False)
@@ -178,8 +176,8 @@ def _observe(
     lags = np.arange(int(longest / spacing + 1e-6) + 1)
     samples = {
         "lags": spacing * lags,
-        "electrons": np.concatenate([part[1] for part in parts]),
-        "histogram": np.concatenate([part[2] for part in parts]),
+        "electrons": modes.isel(mode=0).real.values,
+        "histogram": np.concatenate([part[1] for part in parts]),
         "density": static_structure(modes).values,
         "scattering": _lagged(near, lags, lambda a, b: (a * b.conj()).real.mean(axis=1)),
         "complete": tracked.seen.all(axis=1),
@@ -254,7 +252,7 @@ def _vibration(mean: xr.DataArray) -> xr.DataArray:
     lags = mean["lag"].values
     window = np.cos(np.pi * lags / (2 * lags[-1])) ** 2 * np.where(lags > 0, 1.0, 0.5)
     spectrum = (mean.values * window) @ np.cos(np.outer(lags, _OMEGA))
-    peak = _OMEGA[spectrum.argmax(axis=1)] * _PER_CM
+    peak = _OMEGA[spectrum.argmax(axis=1)] * PER_CM
     return mean.isel(lag=0).copy(data=np.where(mean[:, 0] > 0, peak, np.nan))
 
 
@@ -265,9 +263,7 @@ def _interval(
     value = statistic(samples.mean(axis=0, keepdims=True))[0]
     block = max(1, min(block, len(samples) // 2))
     k = max(2.0, len(samples) / block)
-    starts = np.random.default_rng(0).integers(len(samples) - block + 1, size=(400, round(k)))
-    sums = np.concatenate([np.zeros_like(samples[:1]), np.cumsum(samples, axis=0)])
-    draws = statistic(((sums[block:] - sums[:-block]) / block)[starts].mean(axis=1))
+    draws = statistic(block_means(samples, block, round(k), draws=400))
     if np.isnan(draws).mean() > 0.1:
         return np.array([value, value + np.nan, value + np.nan])
     low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)

@@ -50,12 +50,10 @@ def test_the_splits_are_apart():
     assert not set(train) & set(validation)
 
 
-def test_the_bundled_data_are_small():
-    """15 ps of lithium are 53 MB; all data together may be 120, a file 50."""
-    sizes = {p: p.stat().st_size for p in STORE.parent.rglob("*") if p.is_file()}
-    assert 1e6 < sum(size for p, size in sizes.items() if STORE in p.parents) <= 55e6
-    assert sum(sizes.values()) < 120e6
-    assert max(sizes.values()) < 50e6
+def test_the_store_is_small():
+    """15 ps of lithium are 53 MB; `test_house` has the limits of files and of the folder."""
+    size = sum(file.stat().st_size for file in STORE.rglob("*") if file.is_file())
+    assert 1e6 < size <= 55e6
 
 
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)

@@ -7,8 +7,9 @@ import pytest
 from test_nuclei import CUBE, FRACTIONS, LITHIUM, SHAPE, SKEW, holes
 
 from densitykit.errors import ShapeError
+from densitykit.grid import time_derivative
 from densitykit.nuclei import NucleiFilter, match_nuclei
-from densitykit.tracks import implied_temperature, track_nuclei, velocities
+from densitykit.tracks import implied_temperature, track_nuclei
 from densitykit.trajectory import open_trajectory
 
 
@@ -90,7 +91,8 @@ def test_tracks_of_the_bundled_liquid() -> None:
     order = match_nuclei(tracked.positions[0], run.positions.values[0], cell)[0]
     moved = tracked.positions[:, order] - tracked.positions[0, order]
     assert np.abs(moved - (run.positions.values - run.positions.values[0])).max() < 0.02
-    seen, true = velocities(tracked.positions[:, order], 6.0), run.velocities.values
+    seen = time_derivative(tracked.positions[:, order], 6.0, "central")
+    true = run.velocities.values
     assert np.isnan(seen[[0, -1]]).all()
     assert np.sqrt(np.mean((seen - true)[1:-1] ** 2)) < 0.03 * true.std()
     implied = implied_temperature(tracked.measured, 6.94, 6.0)
