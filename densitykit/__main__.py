@@ -6,10 +6,13 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from densitykit import __version__
+from densitykit.ablations import compare_variants, run_ablations
 from densitykit.baselines import baseline_maps
 from densitykit.chain_experiments import run_experiments
 from densitykit.demo import HORIZON, run
@@ -22,15 +25,24 @@ from densitykit.evaluation import (
     wide_table,
 )
 from densitykit.generate.commands import add_parsers
-from densitykit.models import LatentDiffusion, SurrogateUNet, load_model, save_model
+from densitykit.models import (
+    LatentDiffusion,
+    NuclearEmulator,
+    SurrogateUNet,
+    load_model,
+    save_model,
+)
+from densitykit.nuclear_training import fit_parts, train_emulator
 from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import load_pairs
+from densitykit.study import PARTS, run_study
 from densitykit.training import adopt_autoencoder, train_latent_diffusion, train_surrogate
 from densitykit.trajectory import open_split, open_trajectory, summarise
 from densitykit.transforms import LogNormal
 from densitykit.validation import validate_trajectory
 from densitykit.verdict import verdict
 
+Trained = tuple[nn.Module, dict[str, Any], list[dict[str, float]]]
 FULL = {"latent_channels": 8, "autoencoder_width": 40, "autoencoder_blocks": 1}
 
 
@@ -53,30 +65,15 @@ def _train(arguments: argparse.Namespace) -> int:
     """Train one model on the split "train", watched on "validation"; never reads "test"."""
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
-    train, held_out = (load_pairs(arguments.data, s, HORIZON) for s in ("train", "validation"))
-    transform = LogNormal.fit(train.states[:, 0].numpy())
-    card = {"mu": transform.mu, "sigma": transform.sigma, "eps": transform.eps, "horizon": HORIZON}
-    surrogate = arguments.model == "surrogate"
-    card |= {"widths": [48, 96], "blocks": [2, 3]} | ({} if surrogate else FULL)
-    model = SurrogateUNet(**card) if surrogate else LatentDiffusion(**card)
     options = {
         "steps": arguments.steps,
         "batch": arguments.batch,
         "learning_rate": arguments.rate,
         "seed": arguments.seed,
         "run_dir": arguments.run_dir or Path("runs") / arguments.out.stem,
-        "validate": partial(validation_error, model, held_out),
     }
-    if surrogate:
-        rows = train_surrogate(model, train, **options)
-    else:
-        if arguments.autoencoder:
-            adopt_autoencoder(model, load_model(arguments.autoencoder))
-        options |= {
-            "autoencoder_steps": arguments.autoencoder_steps,
-            "lambda_2": arguments.lambda_2,
-        }
-        rows = train_latent_diffusion(model, train, reading=arguments.reading, **options)
+    train = _train_nuclear if arguments.model == "nuclear" else _train_fields
+    model, card, rows = train(arguments, options)
     provenance = {
         "data": f"{arguments.data}, split train",
         "command": " ".join(["python -m densitykit", *sys.argv[1:]]),
@@ -87,17 +84,41 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _train_nuclear(arguments: argparse.Namespace, options: dict[str, Any]) -> Trained:
+    run, held_out = (open_split(arguments.data, s).load() for s in ("train", "validation"))
+    model, card = fit_parts(run, HORIZON)
+    return model, card, train_emulator(model, run, held_out, **options)
+
+
+def _train_fields(arguments: argparse.Namespace, options: dict[str, Any]) -> Trained:
+    train, held_out = (load_pairs(arguments.data, s, HORIZON) for s in ("train", "validation"))
+    transform = LogNormal.fit(train.states[:, 0].numpy())
+    card = {"mu": transform.mu, "sigma": transform.sigma, "eps": transform.eps, "horizon": HORIZON}
+    surrogate = arguments.model == "surrogate"
+    card |= {"widths": [48, 96], "blocks": [2, 3]} | ({} if surrogate else FULL)
+    model = SurrogateUNet(**card) if surrogate else LatentDiffusion(**card)
+    options |= {"validate": partial(validation_error, model, held_out)}
+    if surrogate:
+        return model, card, train_surrogate(model, train, **options)
+    if arguments.autoencoder:
+        adopt_autoencoder(model, load_model(arguments.autoencoder))
+    options |= {"autoencoder_steps": arguments.autoencoder_steps, "lambda_2": arguments.lambda_2}
+    return model, card, train_latent_diffusion(model, train, reading=arguments.reading, **options)
+
+
 def _rollout(arguments: argparse.Namespace) -> int:
     pairs = load_pairs(arguments.data, arguments.split, HORIZON)
     step = load_model(arguments.checkpoint)
-    if arguments.thermostat:
+    if arguments.thermostat and isinstance(step, NuclearEmulator):
+        step.relaxation = arguments.thermostat
+    elif arguments.thermostat:
         step = Thermostat(step, load_pairs(arguments.data, "train", HORIZON), arguments.thermostat)
     if not 0 <= arguments.frame < len(pairs.states):
         raise TrajectoryError(
             f"{arguments.data}: split '{arguments.split}' has no state {arguments.frame}; "
             f"choose --frame in 0..{len(pairs.states) - 1}"
         )
-    initial = pairs.states[arguments.frame]
+    initial = pairs.given(step, arguments.frame)
     time = float(pairs.times[arguments.frame])
     rollout(
         step,
@@ -137,6 +158,39 @@ def _verdict(arguments: argparse.Namespace) -> int:
     print(table.to_string(index=False, float_format="{:.4g}".format, na_rep="-"))
     if arguments.out:
         table.to_csv(arguments.out, index=False)
+    return 0
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    """Everything that is claimed about lithium emulators, as tidy rows."""
+    rows = run_study(
+        arguments.checkpoints,
+        arguments.data,
+        arguments.out,
+        horizon=HORIZON,
+        seeds=arguments.seeds,
+        parts=arguments.parts,
+        run_dir=arguments.run_dir,
+    )
+    judged = rows[rows["passed"].notna()]
+    by = ["part", "metric", "target"]
+    share = judged.assign(passed=judged["passed"].astype(float))
+    print(share.pivot_table("passed", by, "model", sort=False).to_string(na_rep="-"))
+    return 0
+
+
+def _ablate(arguments: argparse.Namespace) -> int:
+    """Small latent models with and without sJSD, seed by seed."""
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    rows = run_ablations(
+        arguments.data,
+        arguments.autoencoder,
+        arguments.out,
+        seeds=arguments.seeds,
+        steps=arguments.steps,
+        run_dir=arguments.run_dir,
+    )
+    print(compare_variants(rows).to_string(index=False, float_format="{:.3f}".format))
     return 0
 
 
@@ -182,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("path", type=Path)
     sub = command("train", _train, "Train a one-step map on the split 'train' of a store.")
-    sub.add_argument("model", choices=("latent", "surrogate"))
+    sub.add_argument("model", choices=("latent", "nuclear", "surrogate"))
     sub.add_argument("data")
     sub.add_argument("out", type=Path, help="checkpoint to write")
     sub.add_argument("--steps", type=int, default=6000)
@@ -219,6 +273,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", default="test")
     sub.add_argument("--burn-in", type=float, default=0.0, help="fs of the rollout to leave out")
     sub.add_argument("--out", type=Path, help="CSV file to write the table to")
+    sub = command("study", _study, "Examine emulators of lithium: rollouts of 10 and 100 ps.")
+    sub.add_argument("data")
+    sub.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
+    sub.add_argument("checkpoints", type=Path, nargs="+")
+    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    sub.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    sub.add_argument("--run-dir", type=Path, default=Path("runs/study"))
+    sub = command("ablate", _ablate, "Does sJSD help? Small latent models, seed by seed.")
+    sub.add_argument("data")
+    sub.add_argument("autoencoder", type=Path, help="checkpoint with the autoencoder of all")
+    sub.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
+    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    sub.add_argument("--steps", type=int, default=1200)
+    sub.add_argument("--threads", type=int)
+    sub.add_argument("--run-dir", type=Path, default=Path("runs/ablations"))
     sub = command("chains", _chains, "Deep Density in one dimension: tables and checkpoints.")
     sub.add_argument("--data", type=Path, default=Path("data/chain"))
     sub.add_argument("--out", type=Path, default=Path("data/deep-density-1d"))

@@ -19,7 +19,7 @@ from densitykit.correlations import block_bootstrap, structure_factor
 from densitykit.errors import ShapeError, TrajectoryError
 from densitykit.grid import n_electrons
 from densitykit.metrics import relative_l1, relative_l2, split_half_floor, value_sjsd
-from densitykit.rollout import device_of, iterate
+from densitykit.rollout import device_of, iterate, remembering
 from densitykit.sampling import StatePairs
 from densitykit.transforms import LogNormal
 
@@ -56,8 +56,8 @@ def one_step_errors(step: Step, pairs: StatePairs, every: int = 1, batch: int = 
     device = device_of(step)
     errors = []
     for chosen in torch.arange(len(pairs))[::every].split(batch):
-        state, truth = pairs[chosen]
-        predicted = step(state.to(device)).cpu()
+        truth = pairs[chosen][1]
+        predicted = step(pairs.given(step, chosen).to(device)).cpu()
         errors.append(
             torch.stack(
                 [f(predicted[:, 0], truth[:, 0]) for f in (relative_l1, relative_l2)], dim=1
@@ -103,7 +103,7 @@ def error_curves(
     first = torch.linspace(0, last, starts).long().unique()
     curves = {}
     for name, step in maps.items():
-        states = iterate(step, pairs.states[first], steps)
+        states = iterate(step, pairs.given(step, first), steps)
         errors = [
             relative_l2(state[:, 0].cpu(), pairs.states[first + (k + 1) * pairs.lag, 0])
             for k, state in enumerate(states)
@@ -175,16 +175,16 @@ def _drift(density: np.ndarray, cell: np.ndarray) -> float:
 
 
 def seconds_per_step(step: Step, state: Tensor, repeats: int = 10, threads: int = 1) -> float:
-    """Median wall time of a step of one state (2, X, Y, Z), on ``threads`` cores or the GPU."""
+    """Median wall time of a step of a rollout from one state, on ``threads`` cores or the GPU."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    batch = state[None].to(device_of(step))
     seconds = []
     try:
-        step(batch)
+        memory, advance, show = remembering(step, state[None].to(device_of(step)))
+        show(advance(memory))
         for _ in range(repeats):
             started = time.perf_counter()
-            step(batch).sum().item()  # the sum waits for a GPU
+            show(advance(memory)).sum().item()  # the sum waits for a GPU
             seconds.append(time.perf_counter() - started)
     finally:
         torch.set_num_threads(before)
@@ -216,7 +216,7 @@ def cost_table(
     ab_initio = ab_initio_seconds(attrs)
     rows = []
     for name, step in maps.items():
-        seconds = seconds_per_step(step, test.states[0])
+        seconds = seconds_per_step(step, test.given(step, 0))
         rows += [
             (name, "seconds per step", seconds),
             (name, "speed-up", ab_initio * test.horizon / seconds),

@@ -3,8 +3,10 @@ r"""Autoregressive rollout: any one-step map, applied again and again.
 .. math:: s_{k+1} = \Phi(s_k), \qquad \Phi : (\rho, \dot\rho)_t \mapsto (\rho, \dot\rho)_{t+h}
 
 :math:`\Phi` is any callable on physical states, a trained model or a baseline; an ensemble is its
-batch axis. Frames go to a trajectory store as they are made, so a rollout can be longer than
-memory and what was committed survives a kill.
+batch axis. A map may carry more from step to step than it shows: one with methods ``begin(state)
+-> memory``, ``propagate(memory) -> memory`` and ``density(memory)`` is iterated in its memory
+(`densitykit.models.nuclear`). Frames go to a trajectory store as they are made, so a rollout can
+be longer than what fits into the computer, and what was committed survives a kill.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from densitykit.grid import check_stride
 from densitykit.sampling import StatePairs, step_generator
 from densitykit.trajectory import create_trajectory, open_trajectory
 
-__all__ = ["Thermostat", "device_of", "iterate", "rollout"]
+__all__ = ["Thermostat", "device_of", "iterate", "remembering", "rollout"]
 
 Step = Callable[..., Tensor]
 
@@ -36,7 +38,8 @@ def iterate(step: Step, initial: Tensor, n: int, seed: int = 0) -> Iterator[Tens
     Arguments:
         step: map of physical states (B, 2, X, Y, Z). If it has a ``generator`` argument, it gets
             one seeded by (seed, step number), so a rollout can be repeated.
-        initial: physical state with shape (B, 2, X, Y, Z).
+        initial: physical state with shape (B, 2, X, Y, Z), or (B, 3, X, Y, Z) for a map that
+            needs a past: `StatePairs.given` makes the right one.
         n: number of steps.
 
     Raises:
@@ -49,22 +52,46 @@ def iterate(step: Step, initial: Tensor, n: int, seed: int = 0) -> Iterator[Tens
 
 def _check(step: Step, initial: Tensor) -> None:
     """Raise ShapeError if states of this shape do not fit the map."""
-    if initial.ndim != 5 or initial.shape[1] != 2:
-        raise ShapeError(f"initial state has shape {tuple(initial.shape)}; give (B, 2, X, Y, Z)")
+    channels = 3 if getattr(step, "needs_past", False) else 2
+    if initial.ndim != 5 or initial.shape[1] != channels:
+        raise ShapeError(
+            f"initial state has shape {tuple(initial.shape)}; give (B, {channels}, X, Y, Z), as "
+            "StatePairs.given(step, index) makes it"
+        )
     check_stride(initial.shape[2:], getattr(step, "stride", 1))
 
 
 def _iterate(step: Step, initial: Tensor, n: int, seed: int) -> Iterator[Tensor]:
     random = _is_random(step)
-    state = initial.to(device_of(step))
+    with torch.no_grad():
+        memory, advance, show = remembering(step, initial.to(device_of(step)))
     for k in range(n):
         with torch.no_grad():
-            state = step(state, generator=step_generator(seed, k)) if random else step(state)
+            options = {"generator": step_generator(seed, k)} if random else {}
+            memory = advance(memory, **options)
+            state = show(memory)
         if not torch.isfinite(state).all():
             raise RolloutError(
                 f"step {k + 1} of {n}: the state is not finite; the map is unstable here"
             )
         yield state
+
+
+def remembering(
+    step: Step, initial: Tensor
+) -> tuple[Any, Callable[..., Any], Callable[[Any], Tensor]]:
+    """What a map remembers at first, the map of that, and how a state shows in it.
+
+    Arguments:
+        step: a map; one without ``begin`` remembers the state.
+        initial: as in :func:`iterate`.
+
+    Returns:
+        memory, memory -> memory, memory -> states (B, 1 or 2, X, Y, Z).
+    """
+    if not hasattr(step, "begin"):
+        return initial, step, lambda state: state
+    return step.begin(initial), step.propagate, lambda memory: step.density(memory)[:, None]
 
 
 def _is_random(step: Step) -> bool:
@@ -130,7 +157,8 @@ def rollout(
 
     Arguments:
         step, n, seed: see :func:`iterate`.
-        initial: physical state (2, X, Y, Z), or (B, 2, X, Y, Z) for an ensemble of B members.
+        initial: physical state (2, X, Y, Z), or (B, 2, X, Y, Z) for an ensemble of B members;
+            with 3 channels for a map that needs a past.
         cell: lattice vectors as rows, shape (3, 3), in angstrom.
         path: store to stream to; members of an ensemble become its groups ``member-0``, ... None
             keeps the trajectory in memory.

@@ -13,6 +13,7 @@ seeded by (seed, step, rank), so a resumed training sees what an uninterrupted o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations, product
 from pathlib import Path
 
@@ -96,13 +97,19 @@ class StatePairs:
         times: their times in fs, equally spaced.
         horizon: time between the two states of a pair in fs, a multiple of the spacing.
         cell: lattice vectors as rows, shape (3, 3), in angstrom, for whoever rolls out.
+        past: density of the frame before each state, shape (time, n, n, n), for maps that need it.
 
     Raises:
         TrajectoryError: if the horizon is no multiple of the spacing or longer than the run.
     """
 
     def __init__(
-        self, states: Tensor, times: np.ndarray, horizon: float, cell: np.ndarray | None = None
+        self,
+        states: Tensor,
+        times: np.ndarray,
+        horizon: float,
+        cell: np.ndarray | None = None,
+        past: Tensor | None = None,
     ) -> None:
         # fewer than two states have no spacing; whatever it is, they do not span the horizon
         spacing = float(times[1] - times[0]) if len(times) > 1 else horizon
@@ -117,6 +124,7 @@ class StatePairs:
                 f"{len(states)} states span less than the horizon {horizon} fs; use a longer run"
             )
         self.states, self.times, self.horizon, self.cell = states, times, horizon, cell
+        self.past = past
 
     def __len__(self) -> int:
         return len(self.states) - self.lag
@@ -125,6 +133,24 @@ class StatePairs:
         """(state, next state); each (2, n, n, n), or (B, 2, n, n, n) for a batch of indices."""
         index = torch.arange(len(self))[index]
         return self.states[index], self.states[index + self.lag]
+
+    def given(self, step: Callable[..., Tensor], index: int | slice | Tensor) -> Tensor:
+        """States as a map wants them: with the density of the frame before, if it needs a past.
+
+        Returns:
+            Shape (*, 2, n, n, n), or (*, 3, n, n, n) with a past; * as the index is.
+
+        Raises:
+            TrajectoryError: if a past is needed and not there.
+        """
+        states = self.states[index]
+        if not getattr(step, "needs_past", False):
+            return states
+        if self.past is None:
+            raise TrajectoryError(
+                "this map needs the frame before each state; make the pairs with load_pairs"
+            )
+        return torch.cat([states, self.past[index].unsqueeze(-4)], dim=-4)
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A random batch, two tensors (batch, 2, n, n, n), each pair with its own symmetry."""
@@ -156,4 +182,7 @@ def load_pairs(
             f"{source}: variable 'density' has the grid {shape}; models need the same "
             "even number of points along each axis: resample it with densitykit.grid.resample"
         )
-    return StatePairs(*physical_states(ds, scheme), horizon, ds.cell.values)
+    states, times = physical_states(ds, scheme)
+    first = int(np.searchsorted(ds.time.values, times[0]))
+    past = torch.from_numpy(ds.density.values[first - 1 : first - 1 + len(times)])
+    return StatePairs(states, times, horizon, ds.cell.values, past)

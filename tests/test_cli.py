@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from test_nuclear import liquid_run
 
 from densitykit import __version__
 from densitykit.__main__ import main
@@ -18,7 +19,7 @@ from densitykit.errors import TrajectoryError
 from densitykit.models import SurrogateUNet, load_model, read_provenance, save_model
 from densitykit.rollout import rollout
 from densitykit.sampling import load_pairs
-from densitykit.trajectory import open_trajectory, write_splits
+from densitykit.trajectory import create_trajectory, open_trajectory, write_splits
 
 SPLITS = {
     "train": {"run": ".", "start": 0, "stop": 20},
@@ -265,3 +266,25 @@ def test_train(model, command, store, tmp_path, monkeypatch):
     state = load_pairs(store, "test", 12.0).states[:1]
     found = load_model(out)(state)
     assert found.shape == state.shape and torch.isfinite(found).all()
+
+
+def test_train_and_roll_out_an_emulator_with_nuclei(command, tmp_path):
+    run, path = liquid_run(frames=46), tmp_path / "liquid.zarr"
+    options = {"grid": run.density.shape[1:], "cell": run.cell.values, "numbers": [3] * 8}
+    with create_trajectory(path, n_frames=46, allow_negative=True, **options) as writer:
+        for i in range(46):
+            frame = run.isel(time=i)
+            atoms = {k: frame[k].values for k in ("positions", "velocities", "forces")}
+            writer.append(frame.density.values, float(frame.time), **atoms)
+    bounds = {"train": (0, 24), "validation": (24, 32), "test": (32, 46)}
+    write_splits(path, {k: {"run": ".", "start": a, "stop": b} for k, (a, b) in bounds.items()})
+    out, film = tmp_path / "liquid-nuclear.safetensors", tmp_path / "film.zarr"
+    words = ["--steps", 2, "--batch", 2, "--run-dir", tmp_path / "state", "--threads", 1]
+    code, _, err = command("train", "nuclear", path, out, *words)
+    assert code == 0, err
+    # as many steps as fit into the 8 frames of the validation split
+    assert "validation_l2_after_3" in read_provenance(out)["last"]
+    code, text, err = command("rollout", out, path, film, "--steps", 3, "--thermostat", 100)
+    assert code == 0 and "film.zarr: 4 frames" in text, err
+    code, text, err = command("evaluate", path, out, "--rollouts", film)
+    assert code == 0 and "liquid-nuclear" in text, err

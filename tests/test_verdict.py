@@ -33,7 +33,7 @@ def halves() -> tuple[xr.Dataset, xr.Dataset]:
     count = n_electrons(run.density.values, run.cell.values)
     exact = run.density.astype(float) * (32 / count)[:, None, None, None]
     run = run.assign(density=exact)
-    return run.isel(time=slice(0, 150)), run.isel(time=slice(150, None))
+    return run.isel(time=slice(0, 150)), run.isel(time=slice(150, 250))
 
 
 def changed(run: xr.Dataset, density: np.ndarray) -> xr.Dataset:

@@ -4,6 +4,7 @@ from densitykit.models.autoencoder import Autoencoder
 from densitykit.models.checkpoint import load_model, read_provenance, save_model
 from densitykit.models.deep_density import DeepDensity1D
 from densitykit.models.diffusion import LatentDiffusion
+from densitykit.models.nuclear import NuclearEmulator
 from densitykit.models.smooth_density import SmoothDensity1D
 from densitykit.models.surrogate import StateMap, SurrogateUNet
 
@@ -11,6 +12,7 @@ __all__ = [
     "Autoencoder",
     "DeepDensity1D",
     "LatentDiffusion",
+    "NuclearEmulator",
     "SmoothDensity1D",
     "StateMap",
     "SurrogateUNet",

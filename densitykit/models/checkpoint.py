@@ -22,13 +22,23 @@ from densitykit import __version__
 from densitykit.errors import CheckpointError
 from densitykit.models.deep_density import DeepDensity1D
 from densitykit.models.diffusion import LatentDiffusion
+from densitykit.models.nuclear import NuclearEmulator
 from densitykit.models.smooth_density import SmoothDensity1D
 from densitykit.models.surrogate import SurrogateUNet
 
-__all__ = ["MODELS", "load_model", "load_state", "read_provenance", "save_model", "save_state"]
+__all__ = [
+    "MODELS",
+    "load_model",
+    "load_state",
+    "read_arguments",
+    "read_provenance",
+    "save_model",
+    "save_state",
+]
 
 MODELS: dict[str, type[nn.Module]] = {
-    m.__name__: m for m in (DeepDensity1D, LatentDiffusion, SmoothDensity1D, SurrogateUNet)
+    m.__name__: m
+    for m in (DeepDensity1D, LatentDiffusion, NuclearEmulator, SmoothDensity1D, SurrogateUNet)
 }
 
 
@@ -109,6 +119,11 @@ def load_model(path: str | Path) -> nn.Module:
             "use a card and weights of one training"
         ) from error
     return model.eval()
+
+
+def read_arguments(path: str | Path) -> dict[str, Any]:
+    """What the model of a checkpoint was constructed with: the ``arguments`` of its card."""
+    return _read_card(_beside(path, ".json"))["arguments"]
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""The examination of emulators: its rows, and that nothing is computed twice."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from densitykit import study
+
+DATA = Path(__file__).parents[1] / "data"
+STORE = DATA / "lithium-800K.zarr"
+UNET = DATA / "checkpoints" / "lithium-unet.safetensors"
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Rollouts of 25 steps, ensembles of 2 steps, one-step errors of few pairs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "TEN_PS", 300.0)
+        patch.setattr(study, "ENSEMBLE", {"steps": 2, "members": 2, "starts": 1})
+        table = study.one_step_table
+        patch.setattr(study, "one_step_table", lambda maps, test: table(maps, test, every=150))
+        yield
+
+
+@pytest.fixture(scope="module")
+def studied(quick, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    options = {"seeds": [0], "parts": study.PARTS[:4], "run_dir": folder / "runs"}
+    rows = study.run_study([UNET], STORE, folder / "rows.csv", **options)
+    return folder, options, rows
+
+
+def test_rows_are_tidy_and_whole(studied):
+    folder, _, rows = studied
+    assert list(rows.columns) == study.COLUMNS
+    # a U-Net has no temperature that could be matched
+    assert set(rows.part) == {"one step", "ensemble", "10 ps"}
+    assert set(rows.model) == {"lithium-unet"}
+    judged = rows[rows.part == "10 ps"].set_index("metric")
+    assert len(judged) == 10 and judged.value["frames with all nuclei"] > 0.9
+    assert rows[rows.part == "one step"].value.between(0.001, 0.02).all()
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "rows.csv"), rows)
+
+
+def test_what_is_there_is_not_computed_again(studied, monkeypatch):
+    folder, options, rows = studied
+
+    def fail(*arguments, **options):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(study, "load_pairs", fail)
+    again = study.run_study([UNET], STORE, folder / "rows.csv", **options)
+    assert len(again) == len(rows)
+    with pytest.raises(AssertionError, match="computed again"):
+        study.run_study([UNET], STORE, folder / "rows.csv", **options | {"seeds": [0, 1]})
