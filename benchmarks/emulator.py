@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from densitykit.evaluation import ab_initio_seconds
+from densitykit.evaluation import ab_initio_seconds, matrix_rate
 from densitykit.models import load_model
 from densitykit.models.nuclear import Liquid, NuclearEmulator, supercell, thermal_velocities
 from densitykit.sampling import load_pairs, step_generator
@@ -37,12 +37,6 @@ def milliseconds(call: Callable[[], object], repeats: int = 15) -> float:
         call()
         times.append(time.perf_counter() - started)
     return float(1e3 * np.median(times))
-
-
-def matrix_rate(n: int = 1536) -> float:
-    """Floating-point operations per second of a float32 matrix product."""
-    a = torch.randn(n, n)
-    return 2 * n**3 / milliseconds(lambda: a @ a, 5) * 1e3
 
 
 def parts(model: NuclearEmulator, liquid: Liquid) -> dict[str, float]:

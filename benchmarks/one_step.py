@@ -10,30 +10,17 @@ time.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from densitykit.evaluation import ab_initio_seconds, seconds_per_step
+from densitykit.evaluation import ab_initio_seconds, matrix_rate, seconds_per_step
 from densitykit.models import load_model
 from densitykit.sampling import load_pairs
 from densitykit.trajectory import open_split
 
 DATA = "data/lithium-800K.zarr"
-
-
-def matrix_rate(n: int = 1536, repeats: int = 5) -> float:
-    """Floating-point operations per second of a float32 matrix product."""
-    a = torch.randn(n, n)
-    a @ a
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - started)
-    return 2 * n**3 / best
 
 
 def main() -> None:
@@ -47,8 +34,11 @@ def main() -> None:
     for path in sorted(Path("data/checkpoints").glob("lithium-*.safetensors")):
         model = load_model(path)
         with FlopCounterMode(display=False) as counter:
-            model(test.states[:1])
-        operations, seconds = counter.get_total_flops(), seconds_per_step(model, test.states[0])
+            model(test.given(model, slice(0, 1)))
+        operations, seconds = (
+            counter.get_total_flops(),
+            seconds_per_step(model, test.given(model, 0)),
+        )
         share = operations / seconds / limit
         print(
             f"{path.stem:<24}{operations / 1e9:>8.2f}{seconds * 1e3:>9.1f}{share:>10.0%}"

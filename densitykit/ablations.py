@@ -22,6 +22,7 @@ from scipy.stats import t as student
 from densitykit.evaluation import one_step_table, rollout_table
 from densitykit.models import LatentDiffusion, load_model
 from densitykit.models.checkpoint import read_arguments
+from densitykit.report import append_rows
 from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import StatePairs, load_pairs
 from densitykit.training import adopt_autoencoder, train_latent_diffusion
@@ -88,11 +89,9 @@ def run_ablations(
             **VARIANTS[variant],
         )
         new = _judged(model, train, test, rollout_steps, seed)
-        new = new.assign(variant=variant, seed=seed, steps=steps)[COLUMNS]
-        rows = new if rows.empty else pd.concat([rows, new], ignore_index=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        rows.to_csv(out, index=False, float_format="%.6g")
-    return pd.read_csv(out)
+        new = new.assign(variant=variant, seed=seed, steps=steps)
+        rows = append_rows(out, new[COLUMNS])
+    return rows
 
 
 def _judged(

@@ -27,6 +27,7 @@ __all__ = [
     "ab_initio_seconds",
     "cost_table",
     "error_curves",
+    "matrix_rate",
     "one_step_errors",
     "one_step_table",
     "rollout_table",
@@ -56,7 +57,7 @@ def one_step_errors(step: Step, pairs: StatePairs, every: int = 1, batch: int = 
     device = device_of(step)
     errors = []
     for chosen in torch.arange(len(pairs))[::every].split(batch):
-        truth = pairs[chosen][1]
+        truth = pairs.states[chosen + pairs.lag]
         predicted = step(pairs.given(step, chosen).to(device)).cpu()
         errors.append(
             torch.stack(
@@ -189,6 +190,18 @@ def seconds_per_step(step: Step, state: Tensor, repeats: int = 10, threads: int 
     finally:
         torch.set_num_threads(before)
     return float(np.median(seconds))
+
+
+def matrix_rate(n: int = 1536, repeats: int = 5) -> float:
+    """Floating-point operations per second of a float32 matrix product."""
+    a = torch.randn(n, n)
+    a @ a
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return 2 * n**3 / best
 
 
 def ab_initio_seconds(attrs: Mapping[str, float]) -> float:

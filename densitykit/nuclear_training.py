@@ -32,7 +32,7 @@ from densitykit.models.force_field import fit_force_field
 from densitykit.models.nuclear import NuclearEmulator, ResidualNet
 from densitykit.models.superposition import Superposition, fit_superposition
 from densitykit.nuclei import NucleiFilter
-from densitykit.sampling import augment
+from densitykit.sampling import augment, frames_apart
 from densitykit.training import fit
 
 __all__ = ["ResidualLoss", "ResidualPairs", "fit_parts", "residual_error", "train_emulator"]
@@ -60,12 +60,7 @@ class ResidualPairs:
     def __init__(self, run: xr.Dataset, superposition: Superposition, horizon: float) -> None:
         source = run.encoding.get("source", "trajectory")
         cubic_edge(run["cell"].values, source)
-        spacing = _spacing(run, source)
-        self.lag = round(horizon / spacing)
-        if self.lag < 1 or abs(self.lag * spacing - horizon) > 1e-6 * horizon:
-            raise TrajectoryError(
-                f"{source}: horizon {horizon} fs is no multiple of the frame spacing {spacing} fs"
-            )
+        self.lag = frames_apart(horizon, _spacing(run, source), source)
         if "positions" not in run:
             raise TrajectoryError(
                 f"{source}: variable 'positions' is missing; give an ab-initio run"

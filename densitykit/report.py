@@ -1,4 +1,4 @@
-"""One self-contained HTML page of tables and figures, readable without a network."""
+"""Results on disk: a self-contained HTML page, readable without a network, and tidy rows."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from densitykit import __version__
 
-__all__ = ["write_report"]
+__all__ = ["append_rows", "write_report"]
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -65,6 +66,17 @@ def write_report(
     part = Path(f"{os.fspath(path)}.part")
     part.write_text(page, encoding="utf-8")
     os.replace(part, path)
+
+
+def append_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Add rows to a CSV file, which is replaced in one piece; returns all that it holds then."""
+    if path.exists():
+        rows = pd.concat([pd.read_csv(path), rows], ignore_index=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    rows.to_csv(part, index=False, float_format="%.6g")
+    part.replace(path)
+    return pd.read_csv(path)
 
 
 def _section(number: int, heading: str, body: str, figure: go.Figure | None) -> str:

@@ -26,7 +26,14 @@ from densitykit.errors import TrajectoryError
 from densitykit.grid import cubic_edge, time_derivative
 from densitykit.trajectory import open_split
 
-__all__ = ["StatePairs", "augment", "load_pairs", "physical_states", "step_generator"]
+__all__ = [
+    "StatePairs",
+    "augment",
+    "frames_apart",
+    "load_pairs",
+    "physical_states",
+    "step_generator",
+]
 
 CUBIC_SYMMETRIES = [
     (p, s) for p in permutations(range(3)) for s in product((False, True), repeat=3)
@@ -89,6 +96,17 @@ def augment(*fields: Tensor, generator: torch.Generator) -> list[Tensor]:
     return [act(x) for x in fields]
 
 
+def frames_apart(horizon: float, spacing: float, source: str = "") -> int:
+    """How many frames a horizon spans, both in fs; TrajectoryError if no whole number of them."""
+    lag = round(horizon / spacing)
+    if lag < 1 or abs(lag * spacing - horizon) > 1e-6 * horizon:
+        raise TrajectoryError(
+            f"{source}{': ' if source else ''}horizon {horizon} fs is no multiple of the frame "
+            f"spacing {spacing} fs; choose a multiple"
+        )
+    return lag
+
+
 class StatePairs:
     """Pairs of states of one run, one horizon apart, in memory.
 
@@ -113,12 +131,7 @@ class StatePairs:
     ) -> None:
         # fewer than two states have no spacing; whatever it is, they do not span the horizon
         spacing = float(times[1] - times[0]) if len(times) > 1 else horizon
-        self.lag = round(horizon / spacing)
-        if self.lag < 1 or abs(self.lag * spacing - horizon) > 1e-6 * horizon:
-            raise TrajectoryError(
-                f"horizon {horizon} fs is no multiple of the frame spacing {spacing} fs; "
-                "choose a multiple"
-            )
+        self.lag = frames_apart(horizon, spacing)
         if len(states) <= self.lag:
             raise TrajectoryError(
                 f"{len(states)} states span less than the horizon {horizon} fs; use a longer run"

@@ -27,6 +27,7 @@ import xarray as xr
 from densitykit.ensembles import ensemble_scores
 from densitykit.evaluation import one_step_table
 from densitykit.models import StateMap, load_model
+from densitykit.report import append_rows
 from densitykit.rollout import Step, Thermostat, rollout
 from densitykit.sampling import StatePairs, load_pairs
 from densitykit.trajectory import open_split, open_trajectory
@@ -75,7 +76,7 @@ def run_study(
         (path, *key)
         for path in checkpoints
         for key in keys
-        if (path.stem, *key) not in known and _applies(key[0], load_model(path))
+        if (path.stem, *key) not in known and _applies(key[0], path)
     ]
     if not todo:
         return rows
@@ -86,16 +87,13 @@ def run_study(
         place = run_dir / path.stem / f"{part}, seed {seed}.zarr"
         new = _examined(load_model(path), part, seed, train, test, runs, place)
         key = dict(zip(KEYS, (path.stem, part, seed), strict=True))
-        new = new.assign(**key).reindex(columns=COLUMNS)
-        rows = new if rows.empty else pd.concat([rows, new], ignore_index=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        rows.to_csv(out, index=False, float_format="%.6g")
-    return pd.read_csv(out)
+        rows = append_rows(out, new.assign(**key).reindex(columns=COLUMNS))
+    return rows
 
 
-def _applies(part: str, step: Step) -> bool:
+def _applies(part: str, checkpoint: Path) -> bool:
     """Only a map with a temperature of its own can be set to another one."""
-    return not part.endswith("matched") or hasattr(step, "temperature")
+    return not part.endswith("matched") or hasattr(load_model(checkpoint), "temperature")
 
 
 def _examined(

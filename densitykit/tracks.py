@@ -31,14 +31,15 @@ from densitykit.errors import ShapeError
 from densitykit.nuclei import NucleiFilter, assign, find_nuclei
 
 __all__ = [
+    "KELVIN",
     "ImpliedTemperature",
     "TrackedNuclei",
     "implied_temperature",
     "track_nuclei",
 ]
 
-#: dalton (angstrom/fs)**2 / k_B in K: 1.66053907e-27 kg * 1e10 m**2/s**2 / 1.380649e-23 J/K
-_KELVIN = 1.66053907e-17 / 1.380649e-23
+#: k_B in dalton (angstrom/fs)**2 / K: 1.380649e-23 J/K / (1.66053907e-27 kg * 1e10 m**2/s**2)
+KELVIN = 1.380649e-23 / 1.66053907e-17
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def implied_temperature(
         raise ShapeError("no nucleus was seen 4 steps apart; use frames with more nuclei found")
     true, _, _, noise = np.linalg.solve(n[:, None] ** np.array([0.0, 2.0, 4.0, -2.0]), t_n)
     bias, mass = max(noise, 0.0) / 4, weights.mean()
-    sigma = time_step * np.sqrt(2 * bias / (mass * _KELVIN))
+    sigma = time_step * np.sqrt(2 * bias * KELVIN / mass)
     return ImpliedTemperature(float(true), float(t_n[1]), float(sigma), float(bias))
 
 
@@ -179,4 +180,4 @@ def _thermal(positions: np.ndarray, masses: np.ndarray, n: int) -> float:
     drift = (mass * moved).sum(axis=1) / np.maximum(mass.sum(axis=1), 1e-300)
     freedom = 3 * np.maximum(seen.sum(axis=1) - 1, 0).sum()
     energy = (mass * (moved - drift[:, None]) ** 2).sum()
-    return _KELVIN * energy / freedom if freedom else np.nan
+    return energy / freedom / KELVIN if freedom else np.nan

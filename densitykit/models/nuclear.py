@@ -42,11 +42,11 @@ from densitykit.models.force_field import ACCELERATION, LinearForceField
 from densitykit.models.layers import UNet
 from densitykit.models.superposition import Superposition
 from densitykit.nuclei import NucleiFilter, assign, find_nuclei
+from densitykit.tracks import KELVIN
 from densitykit.transforms import restore_electrons
 
 __all__ = ["Liquid", "NuclearEmulator", "ResidualNet", "supercell", "thermal_velocities"]
 
-KELVIN = 1.380649e-23 / 1.66053907e-17  # k_B in dalton (angstrom/fs)**2 / K
 REACH = 1.0  # farthest that a nucleus moves between two frames, angstrom
 
 
