@@ -22,7 +22,7 @@ from scipy.stats import t as student
 from densitykit.evaluation import one_step_table, rollout_table
 from densitykit.models import LatentDiffusion, load_model
 from densitykit.models.checkpoint import read_arguments
-from densitykit.report import append_rows
+from densitykit.report import merge_rows
 from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import StatePairs, load_pairs
 from densitykit.training import adopt_autoencoder, train_latent_diffusion
@@ -90,7 +90,7 @@ def run_ablations(
         )
         new = _judged(model, train, test, rollout_steps, seed)
         new = new.assign(variant=variant, seed=seed, steps=steps)
-        rows = append_rows(out, new[COLUMNS])
+        rows = merge_rows(out, new[COLUMNS], COLUMNS[:3])
     return rows
 
 

@@ -34,9 +34,10 @@ from densitykit.chain_maps import ChainSnapshots, load_snapshots, score
 from densitykit.deep_density_1d import train_paper, train_smooth
 from densitykit.errors import DensityKitError
 from densitykit.models import save_model
+from densitykit.report import merge_rows
 from densitykit.trajectory import open_split
 
-__all__ = ["PUBLISHED", "SMOOTH", "TABLES", "Entry", "Smooth", "merge_rows", "run_experiments"]
+__all__ = ["PUBLISHED", "SMOOTH", "TABLES", "Entry", "Smooth", "run_experiments"]
 
 
 class Entry(NamedTuple):
@@ -90,6 +91,7 @@ SMOOTH = {
 }
 
 KEYS = ["variant", "system", "n_near", "samples", "seed", "split", "metric"]
+COLUMNS = [*KEYS, "value", "cpu_seconds"]
 
 
 def run_experiments(
@@ -129,11 +131,11 @@ def run_experiments(
         folder = Path(run_dir) / f"{entry.system}-{entry.n_near}-{entry.samples}"
         folder = folder / "-".join(str(seed) for seed in seeds)
         models, rows = _train_entry(data, entry, seeds, folder, **options)
-        rows, sizes = merge_rows(out / "results.csv", rows), options.get("sizes") or {}
+        rows, sizes = merge_rows(out / "results.csv", rows, KEYS), options.get("sizes") or {}
         if _keep_best(out, entry, models, rows, sizes):
             shutil.copyfile(folder / "log.csv", out / f"{entry.system}-paper-log.csv")
     for name in SMOOTH if "smooth" in tables else ():
-        merge_rows(out / "results.csv", _train_smooth(data, out, name))
+        merge_rows(out / "results.csv", _train_smooth(data, out, name), KEYS)
     return pd.read_csv(out / "results.csv")
 
 
@@ -187,9 +189,8 @@ def _train_smooth(data: Path, out: Path, name: str) -> pd.DataFrame:
 
 def _scores(model: nn.Module, splits: Mapping[str, ChainSnapshots], **labels: Any) -> pd.DataFrame:
     """Scores of a model on all splits of a chain."""
-    return pd.concat(
-        [score(model, d, **labels, split=s) for s, d in splits.items()], ignore_index=True
-    )
+    rows = [score(model, d, **labels, split=s) for s, d in splits.items()]
+    return pd.concat(rows, ignore_index=True)[COLUMNS]
 
 
 def _splits(path: Path) -> Mapping[str, ChainSnapshots]:
@@ -199,21 +200,6 @@ def _splits(path: Path) -> Mapping[str, ChainSnapshots]:
     }
     late = (open_split(path, "test").step == 29_000).values.nonzero()[0]
     return splits | {"step-29000": splits["test"].at(late)}
-
-
-def merge_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """Put rows into a CSV file; those with the same keys are replaced. Returns all rows."""
-    if path.exists():
-        old = pd.read_csv(path)
-        known = old.set_index(KEYS).index.isin(rows.set_index(KEYS).index)
-        rows = pd.concat([old[~known], rows], ignore_index=True)
-    rows = rows.sort_values(KEYS, kind="stable", ignore_index=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    columns = [*KEYS, "value", "cpu_seconds"]
-    rows[columns].to_csv(part, index=False, float_format="%.4g")
-    part.replace(path)
-    return rows
 
 
 def _keep_best(

@@ -42,6 +42,7 @@ __all__ = [
     "fluctuation",
     "nuclear_modes",
     "over_segments",
+    "peak_wave_number",
     "same_waves",
     "shell_mean",
     "static_structure",
@@ -210,6 +211,22 @@ def static_structure(a: xr.DataArray, b: xr.DataArray | None = None) -> xr.DataA
     b = same_waves(a, b)
     norm = np.sqrt(a.isel(mode=0, drop=True).real * b.isel(mode=0, drop=True).real)
     return shell_mean((a * b.conj()).real) / norm
+
+
+def peak_wave_number(s: xr.DataArray, width: float = 0.2) -> float:
+    """Wave number of the highest peak of a structure factor.
+
+    Arguments:
+        s: (q,) with its multiplicity, as from `static_structure`, averaged over time.
+        width: shells within this distance in 1/angstrom are averaged, weighted by their
+            multiplicity: single shells of a small cell are noisy.
+
+    Returns:
+        In 1/angstrom.
+    """
+    q = s["q"].values
+    near = s["multiplicity"].values * (abs(q[:, None] - q) <= width)
+    return float(q[(near @ s.values / near.sum(axis=1)).argmax()])
 
 
 def same_waves(a: xr.DataArray, b: xr.DataArray | None) -> xr.DataArray:

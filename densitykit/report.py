@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from densitykit import __version__
 
-__all__ = ["append_rows", "write_report"]
+__all__ = ["merge_rows", "write_report"]
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -68,10 +68,28 @@ def write_report(
     os.replace(part, path)
 
 
-def append_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """Add rows to a CSV file, which is replaced in one piece; returns all that it holds then."""
+def merge_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Put rows into a CSV file, which is replaced in one piece.
+
+    Parameters
+    ----------
+    path
+        The file; it is made if need be.
+    rows
+        What to put in. Rows of the file that have the same keys give way.
+    keys
+        Columns that say what a row is about; the file is sorted by them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        All that the file holds then.
+    """
     if path.exists():
-        rows = pd.concat([pd.read_csv(path), rows], ignore_index=True)
+        old = pd.read_csv(path)
+        known = old.set_index([*keys]).index.isin(rows.set_index([*keys]).index)
+        rows = pd.concat([old[~known], rows], ignore_index=True)
+    rows = rows.sort_values([*keys], kind="stable", ignore_index=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     rows.to_csv(part, index=False, float_format="%.6g")

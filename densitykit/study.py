@@ -27,7 +27,7 @@ import xarray as xr
 from densitykit.ensembles import ensemble_scores
 from densitykit.evaluation import one_step_table
 from densitykit.models import StateMap, load_model
-from densitykit.report import append_rows
+from densitykit.report import merge_rows
 from densitykit.rollout import Step, Thermostat, rollout
 from densitykit.sampling import StatePairs, load_pairs
 from densitykit.trajectory import open_split, open_trajectory
@@ -87,7 +87,7 @@ def run_study(
         place = run_dir / path.stem / f"{part}, seed {seed}.zarr"
         new = _examined(load_model(path), part, seed, train, test, runs, place)
         key = dict(zip(KEYS, (path.stem, part, seed), strict=True))
-        rows = append_rows(out, new.assign(**key).reindex(columns=COLUMNS))
+        rows = merge_rows(out, new.assign(**key).reindex(columns=COLUMNS), KEYS)
     return rows
 
 

@@ -42,6 +42,7 @@ import numpy as np
 import xarray as xr
 import zarr
 from numpy.typing import ArrayLike, NDArray
+from tqdm.auto import tqdm
 from zarr.codecs import BloscCodec
 
 from densitykit.store import (
@@ -65,6 +66,7 @@ from densitykit.store import (
 
 __all__ = [
     "TrajectoryWriter",
+    "copy_frames",
     "create_trajectory",
     "extend_trajectory",
     "open_split",
@@ -297,6 +299,12 @@ class TrajectoryWriter:
         self.n_frames = self._density.shape[0]
 
     @property
+    def fields(self) -> list[str]:
+        """What `append` takes, by name."""
+        per_frame = (n for n, a in self._arrays.items() if "time" in a.metadata.dimension_names)
+        return [name for name in per_frame if name != "n_electrons"]
+
+    @property
     def last_time(self) -> float:
         return float(self._scalars["time"][self.n_committed - 1]) if self.n_committed else -np.inf
 
@@ -411,6 +419,31 @@ class TrajectoryWriter:
             if values is not None and not np.isfinite(checked[name]).all():
                 raise fault(self.path, name, "not all values are finite", "pass finite values")
         return checked
+
+
+def copy_frames(run: xr.Dataset, writer: TrajectoryWriter, *, progress: bool = True) -> None:
+    """Append what a writer does not have yet of a run, frame by frame.
+
+    Parameters
+    ----------
+    run
+        A trajectory; variables that the store of the writer lacks are left out.
+    writer
+        Of a store of the same atoms and grid, whose first frames, if any, are those of the run.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    TrajectoryError
+        As `TrajectoryWriter.append`.
+    """
+    names = [name for name in writer.fields if name in run.variables]
+    frames = range(writer.n_committed, run.sizes["time"])
+    for i in tqdm(frames, f"copying to {writer.path.name}", disable=not progress):
+        values = {name: run[name][i].values for name in names}
+        # what nobody has given is NaN in the store, and not given again
+        writer.append(**{n: v for n, v in values.items() if not np.isnan(v).all()})
 
 
 def extend_trajectory(path: PathLike, n_frames: int) -> TrajectoryWriter:

@@ -43,6 +43,7 @@ from densitykit.correlations import (
     block_means,
     density_modes,
     nuclear_modes,
+    peak_wave_number,
     static_structure,
 )
 from densitykit.errors import ShapeError
@@ -99,6 +100,8 @@ def verdict(
     reference = _thinned(rollout, reference)
     known = training["density"][:: 1 + training.sizes["time"] // 200].values
     longest = min(_spacing(run) * run.sizes["time"] / 2 for run in (rollout, reference))
+    waves = allowed_waves(training["cell"].values, Q_MAX)
+    structure = static_structure(nuclear_modes(training["positions"].load(), waves))
     observe = partial(
         _observe,
         filter=NucleiFilter.fit(training),
@@ -106,7 +109,7 @@ def verdict(
         count=training.sizes["atom"],
         mass=mass,
         longest=min(longest, LONGEST_FS),
-        peak=_first_peak(training),
+        peak=peak_wave_number(structure.mean("time"), PEAK_WIDTH),
     )
     ours, theirs = observe(rollout), observe(reference)
     novel = [_novelty(run["density"], known) for run in (rollout, reference)]
@@ -137,14 +140,6 @@ def _thinned(rollout: xr.Dataset, reference: xr.Dataset) -> xr.Dataset:
     if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-3 * ratio:
         raise ShapeError(f"frames are {ratio:g} of the reference's apart; thin out the rollout")
     return reference.isel(time=slice(None, None, round(ratio)))
-
-
-def _first_peak(run: xr.Dataset) -> float:
-    """Wave number in 1/angstrom where S(q) of the nuclei is highest, averaged over a peak."""
-    waves = allowed_waves(run["cell"].values, Q_MAX)
-    s = static_structure(nuclear_modes(run["positions"].load(), waves)).mean("time")
-    near = s["multiplicity"].values * (abs(s["q"].values[:, None] - s["q"].values) <= PEAK_WIDTH)
-    return float(s["q"][(near @ s.values / near.sum(axis=1)).argmax()])
 
 
 # --- samples ---------------------------------------------------------------------------------

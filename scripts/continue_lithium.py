@@ -18,16 +18,19 @@ from pathlib import Path
 import xarray as xr
 from ase import Atoms
 from ase.units import Ry
-from tqdm.auto import tqdm
 
 from densitykit.generate.dynamics import energy_drift, molecular_dynamics
 from densitykit.generate.espresso import Espresso
-from densitykit.trajectory import TrajectoryWriter, create_trajectory, open_trajectory, summarise
+from densitykit.trajectory import (
+    TrajectoryWriter,
+    copy_frames,
+    create_trajectory,
+    open_trajectory,
+    summarise,
+)
 
 TIME_STEP, INTERVAL = 3.0, 2
 SETTINGS = {"temperature": 800.0, "relaxation": 300.0, "floor": 1e-4}
-PER_ATOM = ("positions", "velocities", "forces")
-SCALARS = ("energy", "temperature", "conserved_energy", "step")
 
 
 def create(run: xr.Dataset, path: Path, n_frames: int, seed: int) -> None:
@@ -46,16 +49,6 @@ def create(run: xr.Dataset, path: Path, n_frames: int, seed: int) -> None:
     )
 
 
-def copy_frames(run: xr.Dataset, path: Path) -> None:
-    """Copy what of the run is not in the store yet."""
-    writer = TrajectoryWriter(path)
-    for i in tqdm(range(writer.n_committed, run.sizes["time"]), f"unpacking {path.name}"):
-        frame = run.isel(time=i)
-        atoms = {name: frame[name].values for name in PER_ATOM}
-        scalars = {name: float(frame[name]) for name in SCALARS}
-        writer.append(frame.density.values, float(frame.time), **atoms, **scalars)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store", type=Path)
@@ -68,7 +61,7 @@ def main() -> None:
     path = arguments.work / f"{arguments.run}.zarr"
     if not path.exists():
         create(run, path, arguments.steps // INTERVAL + 1, arguments.seed)
-    copy_frames(run, path)
+    copy_frames(run, TrajectoryWriter(path))
     atoms = Atoms(run.numbers.values, run.positions.values[-1], cell=run.cell.values, pbc=True)
     last = int(run.step[0]) + arguments.steps
     with Espresso(16 * Ry, (2, 2, 2), temperature=800.0, bands=21) as engine:

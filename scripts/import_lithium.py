@@ -26,18 +26,22 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 import zarr
-from tqdm.auto import tqdm
 
 from densitykit.grid import resample
 from densitykit.metrics import relative_l2
-from densitykit.trajectory import create_trajectory, open_trajectory, pack_trajectory, write_splits
+from densitykit.trajectory import (
+    copy_frames,
+    create_trajectory,
+    open_trajectory,
+    pack_trajectory,
+    write_splits,
+)
 
 GRID = (24, 24, 24)
 FLOOR = 1e-4  # angstrom**-3; the smallest value on the source grid is 1.6e-4
 KEEPBITS = 10
 GAP_FS = 240.0
 RUNS = ("run-1", "run-2")
-PER_ATOM = ("positions", "velocities", "forces")
 
 
 def committed(source: Path) -> xr.Dataset:
@@ -64,14 +68,9 @@ def import_run(source: Path, target: Path) -> None:
         extra_scalars={"conserved_energy": "eV", "step": "1"},
         keepbits=KEEPBITS,
     ) as writer:
-        for i in tqdm(range(ds.sizes["time"]), target.name):
-            frame = ds.isel(time=i)
-            density = resample(frame.density.values.astype(np.float64), GRID).clip(FLOOR)
-            scalars = {
-                k: float(frame[k]) for k in ("energy", "temperature", "conserved_energy", "step")
-            }
-            atoms = {k: frame[k].values for k in PER_ATOM}
-            writer.append(density, float(frame.time), **atoms, **scalars)
+        coarse = resample(ds.density.values.astype(np.float64), GRID).clip(FLOOR)
+        rest = ds.drop_dims(["x", "y", "z"])
+        copy_frames(rest.assign(density=(ds.density.dims, coarse)), writer)
     pack_trajectory(target)
 
 

@@ -14,7 +14,6 @@ from densitykit.chain_experiments import (
     SMOOTH,
     TABLES,
     Entry,
-    merge_rows,
     run_experiments,
 )
 from densitykit.chain_maps import load_snapshots, score
@@ -87,14 +86,6 @@ def test_smooth_models_are_saved_with_their_scores(
 def test_unknown_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DensityKitError, match="table5"):
         run(tmp_path, [0], ("table5",))
-
-
-def test_rows_of_one_key_are_replaced(tmp_path: Path) -> None:
-    labels = dict(variant="a", system="metal", n_near=2, samples=1, seed=0, split="test")
-    first = pd.DataFrame([labels | {"metric": m, "value": 1.0, "cpu_seconds": 1} for m in "ab"])
-    merge_rows(tmp_path / "r.csv", first)
-    rows = merge_rows(tmp_path / "r.csv", first[:1].assign(value=2.0))
-    assert dict(zip(rows.metric, rows.value, strict=True)) == {"a": 2.0, "b": 1.0}
 
 
 def test_tables_are_those_of_the_paper() -> None:

@@ -18,6 +18,7 @@ from densitykit.correlations import (
     fluctuation,
     nuclear_modes,
     over_segments,
+    peak_wave_number,
     static_structure,
     structure_factor,
 )
@@ -403,3 +404,11 @@ def test_a_block_as_long_as_the_run_claims_no_certainty(block):
     samples = np.random.default_rng(0).normal(size=20)
     mean, low, high = block_bootstrap(samples, block)
     assert not (low == mean == high)
+
+
+def test_peak_is_broad_and_weighted() -> None:
+    q = [1.75, 1.9, 2.05, 2.2, 2.35, 4.0, 4.1]
+    s = xr.DataArray([1.0, 2.0, 2.6, 2.0, 1.0, 3.0, 0.5], {"q": q}, ("q",))
+    s = s.assign_coords(multiplicity=("q", [24] * 5 + [6, 24]))
+    assert peak_wave_number(s[:6]) == 4.0  # nothing near it to be averaged with
+    assert peak_wave_number(s) == 2.05

@@ -27,6 +27,7 @@ from densitykit.store import (
 )
 from densitykit.trajectory import (
     TrajectoryWriter,
+    copy_frames,
     create_trajectory,
     extend_trajectory,
     open_split,
@@ -108,6 +109,17 @@ def test_resume(mock_trajectory: Make, mock_density: Callable) -> None:
     xr.testing.assert_identical(after.isel(time=slice(0, 4)).load(), before)
     for name in ("energy", "step", "positions"):
         assert np.isnan(after[name][4]).all()
+
+
+def test_frames_copied(mock_trajectory: Make, tmp_path: Path) -> None:
+    run = open_trajectory(mock_trajectory(n_frames=5))
+    options = dict(n_frames=5, grid=run.density.shape[1:], cell=run.cell.values)
+    writer = create_trajectory(tmp_path / "copy.zarr", numbers=run.numbers.values, **options)
+    copy_frames(run.isel(time=slice(2)), writer)
+    copy_frames(run, writer, progress=False)
+    copy = open_trajectory(tmp_path / "copy.zarr")
+    for name in writer.fields:
+        np.testing.assert_array_equal(copy[name], run[name])
 
 
 def test_dask(mock_trajectory: Make) -> None:

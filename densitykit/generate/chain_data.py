@@ -20,6 +20,7 @@ import numpy as np
 from densitykit.generate.chain import SYSTEMS, TIME_STEP, simulate_chain
 from densitykit.generate.plane_waves_1d import require
 from densitykit.trajectory import (
+    copy_frames,
     create_trajectory,
     open_trajectory,
     pack_trajectory,
@@ -130,7 +131,7 @@ def _copy_frames(source: Path, target: Path, steps: Sequence[int]) -> None:
     """Copy the frames of these steps to a trajectory of their own, packed into few files."""
     with open_trajectory(source) as ds:
         frames = np.flatnonzero(np.isin(ds["step"].values, steps))
-        scalars = ["energy", "temperature", "conserved_energy", "gap", "iterations", "step"]
+        scalars = ["conserved_energy", "gap", "iterations", "step"]
         writer = create_trajectory(
             target,
             n_frames=len(frames),
@@ -138,10 +139,7 @@ def _copy_frames(source: Path, target: Path, steps: Sequence[int]) -> None:
             cell=ds["cell"].values,
             numbers=ds["numbers"].values,
             attrs={key: value for key, value in ds.attrs.items() if key != "schema_version"},
-            extra_scalars={name: ds[name].attrs["units"] for name in scalars[2:]},
+            extra_scalars={name: ds[name].attrs["units"] for name in scalars},
         )
-        fields = ["density", "positions", "velocities", "forces", "time", *scalars]
-        ds = ds[fields].isel(time=frames).load()
-        for i in range(len(frames)):
-            writer.append(**{name: ds[name].values[i] for name in fields})
+        copy_frames(ds.isel(time=frames).load(), writer, progress=False)
     pack_trajectory(target)

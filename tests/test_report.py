@@ -1,0 +1,23 @@
+"""Tidy rows on disk."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from densitykit.report import merge_rows
+
+
+def test_rows_of_one_key_are_replaced(tmp_path: Path) -> None:
+    first = pd.DataFrame({"model": "a", "metric": ["x", "y"], "value": 1.0})
+    merge_rows(tmp_path / "new" / "r.csv", first, ["model", "metric"])
+    rows = merge_rows(tmp_path / "new" / "r.csv", first[:1].assign(value=2.0), ["model", "metric"])
+    assert dict(zip(rows.metric, rows.value, strict=True)) == {"x": 2.0, "y": 1.0}
+
+
+def test_rows_of_one_key_stay_together_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    merge_rows(path, pd.DataFrame({"model": "b", "value": [3.0, 1.0, 2.0]}), ["model"])
+    rows = merge_rows(path, pd.DataFrame({"model": "a", "value": [9.0, 8.0]}), ["model"])
+    assert rows.model.tolist() == ["a", "a", "b", "b", "b"]
+    assert rows.value.tolist() == [9.0, 8.0, 3.0, 1.0, 2.0]
+    assert not path.with_suffix(".part").exists()
