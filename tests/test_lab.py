@@ -1,0 +1,191 @@
+"""Lessons in JupyterLab, in a browser: they run, figures are drawn, sliders move them.
+
+nbval runs the same cells without a page, so it cannot see a figure that JupyterLab does not draw.
+Needs Chrome or Chromium (the one that kaleido finds); the browser is driven by choreographer,
+which kaleido brings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from choreographer import Browser
+from choreographer.browsers.chromium import chromium_based_browsers
+from choreographer.utils import get_browser_path
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PLOTLY = "application/vnd.plotly.v1+json"
+CHROME = os.environ.get("BROWSER_PATH") or get_browser_path(chromium_based_browsers)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROME is None, reason="no Chrome or Chromium on this machine"),
+]
+
+RUN = """(async () => {
+  await jupyterapp.restored;
+  const panel = jupyterapp.shell.currentWidget;
+  await panel.revealed;
+  await panel.sessionContext.ready;
+  await jupyterapp.commands.execute('notebook:run-all-cells');
+  return JSON.stringify(panel.content.model.sharedModel.toJSON().cells);
+})()"""
+#: scroll to a cell; JupyterLab draws only what is near the screen
+SHOW = """(async () => {{
+  const notebook = jupyterapp.shell.currentWidget.content;
+  notebook.activeCellIndex = {index};
+  await notebook.scrollToItem({index}, 'center');
+}})()"""
+STATE = """(() => {{
+  const cell = jupyterapp.shell.currentWidget.content.widgets[{index}].node;
+  const plot = cell.querySelector('.jp-RenderedPlotly');
+  const rail = cell.querySelector('.slider-rail-touch-rect');
+  const box = rail && rail.getBoundingClientRect();
+  return JSON.stringify({{
+    drawn: plot ? plot.querySelectorAll('svg.main-svg').length : 0,
+    slider: box && [box.left + 0.8 * box.width, box.top + 0.5 * box.height],
+    active: rail && plot._fullLayout.sliders[0].active,
+    shown: plot && plot.data ? JSON.stringify(plot.data).length + JSON.stringify(plot.data) : '',
+  }});
+}})()"""
+
+
+class Page:
+    """A page of JupyterLab; ``js`` gives the value of an expression."""
+
+    def __init__(self, tab: Any) -> None:
+        self.tab = tab
+
+    async def js(self, expression: str) -> Any:
+        options = {"expression": expression, "awaitPromise": True, "returnByValue": True}
+        reply = (await self.tab.send_command("Runtime.evaluate", options))["result"]
+        assert "exceptionDetails" not in reply, reply["exceptionDetails"]
+        return reply["result"].get("value")
+
+    async def wait_for(
+        self, found: Callable[[], Awaitable[Any]], seconds: float, what: str
+    ) -> Any:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if value := await found():
+                return value
+            await asyncio.sleep(0.2)
+        raise AssertionError(f"{what}: nothing after {seconds} s")
+
+    async def state(self, index: int) -> dict[str, Any]:
+        return json.loads(await self.js(STATE.format(index=index)))
+
+    async def click(self, x: float, y: float) -> None:
+        where = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        for event in ("mousePressed", "mouseReleased"):
+            await self.tab.send_command("Input.dispatchMouseEvent", where | {"type": event})
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], str]]:
+    """JupyterLab on a copy of the lessons, with settings of its own; gives the address of one."""
+    root = tmp_path_factory.mktemp("lab")
+    (root / "notebooks").mkdir()
+    (root / "data").symlink_to(ROOT / "data")
+    folders = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
+    own = {f"JUPYTER_{name}": str(root / name) for name in folders}
+    own |= {f"JUPYTERLAB_{name}_DIR": str(root / name) for name in ("SETTINGS", "WORKSPACES")}
+    own |= {"DENSITYKIT_FAST": "1", "OMP_NUM_THREADS": "1", "PLOTLY_RENDERER": "plotly_mimetype"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [f"--port={port}", f"--ServerApp.root_dir={root}", "--IdentityProvider.token="]
+    options += ["--no-browser", "--allow-root", "--expose-app-in-browser"]
+    with (root / "lab.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyter", "lab", *options],
+            env=os.environ | own,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        _wait_for_server(f"http://127.0.0.1:{port}/api", root / "lab.log")
+
+        def address(notebook: Path) -> str:
+            (root / "notebooks" / notebook.name).write_bytes(notebook.read_bytes())
+            return f"http://127.0.0.1:{port}/lab/tree/notebooks/{notebook.name}?reset"
+
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _wait_for_server(address: str, log: Path) -> None:
+    for _ in range(150):
+        try:
+            urllib.request.urlopen(address)
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"JupyterLab did not start:\n{log.read_text()}")
+
+
+async def _read(address: str) -> int:
+    """Run a lesson, look at each figure, move each slider; returns how many sliders."""
+    async with Browser(path=CHROME, headless=True) as browser:
+        page = Page(await browser.create_tab(address))
+        screen = {"width": 1400, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        await page.tab.send_command("Emulation.setDeviceMetricsOverride", screen)
+        ready = "!!window.jupyterapp && !!document.querySelector('.jp-NotebookPanel .jp-CodeCell')"
+        await page.wait_for(lambda: page.js(ready), 60, "JupyterLab")
+        cells = json.loads(await page.js(RUN))
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        outputs = [output for cell in code for output in cell["outputs"]]
+        assert not [o["evalue"] for o in outputs if o["output_type"] == "error"]
+        assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+        drawn = [
+            i
+            for i, cell in enumerate(cells)
+            if any(PLOTLY in output.get("data", {}) for output in cell.get("outputs", ()))
+        ]
+        assert drawn, "no figure in this lesson"
+        return sum([await _look(page, index) for index in drawn])
+
+
+async def _look(page: Page, index: int) -> bool:
+    """Assert that the figure of a cell is drawn, and moves with its slider, if it has one."""
+
+    async def drawn() -> dict[str, Any] | None:
+        await page.js(SHOW.format(index=index))
+        state = await page.state(index)
+        return state if state["drawn"] else None
+
+    await page.wait_for(drawn, 30, f"figure of cell {index}")
+    await asyncio.sleep(0.5)  # the notebook scrolls until all near it has its size
+    before = await page.state(index)
+    if not before["slider"]:
+        return False
+    await page.click(*before["slider"])
+
+    async def moved() -> bool:
+        after = await page.state(index)
+        return after["active"] != before["active"] and after["shown"] != before["shown"]
+
+    await page.wait_for(moved, 10, f"slider of cell {index}")
+    return True
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_lesson_in_the_browser(notebook: Path, lab: Callable[[Path], str]) -> None:
+    sliders = asyncio.run(_read(lab(notebook)))
+    cells = json.loads(notebook.read_text())["cells"]
+    saved = [o.get("data", {}).get(PLOTLY, {}) for c in cells for o in c.get("outputs", ())]
+    assert sliders == sum("sliders" in figure.get("layout", {}) for figure in saved)
