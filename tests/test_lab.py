@@ -27,6 +27,7 @@ from choreographer.utils import get_browser_path
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PLOTLY = "application/vnd.plotly.v1+json"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CHROME = os.environ.get("BROWSER_PATH") or get_browser_path(chromium_based_browsers)
 
 pytestmark = [
@@ -62,6 +63,15 @@ STATE = """(() => {{
 }})()"""
 
 
+#: drawing of the explorer of a cell, after the keyboard has been given to one of its sliders
+WIDGET = """(() => {{
+  const cell = jupyterapp.shell.currentWidget.content.widgets[{index}].node;
+  const handle = cell.querySelectorAll('.noUi-handle')[{slider}];
+  if (handle) handle.focus();
+  return handle ? [...cell.querySelectorAll('svg.main-svg')].map(x => x.outerHTML).join() : '';
+}})()"""
+
+
 class Page:
     """A page of JupyterLab; ``js`` gives the value of an expression."""
 
@@ -91,6 +101,11 @@ class Page:
         where = {"x": x, "y": y, "button": "left", "clickCount": 1}
         for event in ("mousePressed", "mouseReleased"):
             await self.tab.send_command("Input.dispatchMouseEvent", where | {"type": event})
+
+    async def press(self, key: str, code: int) -> None:
+        which = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        for event in ("keyDown", "keyUp"):
+            await self.tab.send_command("Input.dispatchKeyEvent", which | {"type": event})
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +166,36 @@ async def _read(address: str) -> int:
         outputs = [output for cell in code for output in cell["outputs"]]
         assert not [o["evalue"] for o in outputs if o["output_type"] == "error"]
         assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
-        drawn = [
-            i
-            for i, cell in enumerate(cells)
-            if any(PLOTLY in output.get("data", {}) for output in cell.get("outputs", ()))
-        ]
+        drawn, explorers = (_with(mime, cells) for mime in (PLOTLY, WIDGET_VIEW))
         assert drawn, "no figure in this lesson"
+        for index in explorers:
+            await _turn(page, index)
         return sum([await _look(page, index) for index in drawn])
+
+
+def _with(mime: str, cells: list[dict[str, Any]]) -> list[int]:
+    """Cells that have an output of this type."""
+    outputs = [cell.get("outputs", ()) for cell in cells]
+    return [i for i, out in enumerate(outputs) if any(mime in o.get("data", {}) for o in out)]
+
+
+async def _turn(page: Page, index: int) -> None:
+    """Assert that the explorer of a cell is drawn, and follows its sliders: time and plane."""
+    for slider in (0, 1):
+
+        async def drawn(slider: int = slider) -> str:
+            await page.js(SHOW.format(index=index))
+            return await page.js(WIDGET.format(index=index, slider=slider))
+
+        before = await page.wait_for(drawn, 30, f"explorer of cell {index}")
+        await asyncio.sleep(1)
+        before = await drawn()
+        await page.press("ArrowRight", 39)
+
+        async def moved(before: str = before, slider: int = slider) -> bool:
+            return before != await page.js(WIDGET.format(index=index, slider=slider))
+
+        await page.wait_for(moved, 10, f"slider {slider} of the explorer of cell {index}")
 
 
 async def _look(page: Page, index: int) -> bool:
