@@ -23,6 +23,7 @@ from itertools import combinations_with_replacement, product
 import numpy as np
 import torch
 import xarray as xr
+from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -72,11 +73,17 @@ class LinearForceField(nn.Module):
         place = torch.zeros(degree + 1, radial, radial, dtype=torch.long)
         for k, (n, n_2) in enumerate(couples):
             place[:, n, n_2] = place[:, n_2, n] = k + len(couples) * torch.arange(degree + 1)
-        self.register_buffer("powers", torch.tensor(powers), persistent=False)
-        self.register_buffer("binomial", torch.tensor(binomial).double(), persistent=False)
-        self.register_buffer("place", place + pair, persistent=False)
-        sign = [(-1.0) ** sum(m) for m in powers]  # of a monomial seen from the other end
-        self.register_buffer("parity", torch.tensor(sign).double(), persistent=False)
+        constants = {
+            "powers": torch.tensor(powers),
+            "binomial": torch.tensor(binomial).double(),
+            "place": place[[sum(m) for m in powers]] + pair,
+            "parity": torch.tensor([(-1.0) ** sum(m) for m in powers]).double(),  # of x -> -x
+            "slopes": _slopes(powers),
+            "sums": torch.eye(4).double().repeat_interleave(radial, dim=0),
+            "chebyshev": _chebyshev(pair, 2 / (cutoff - closest)),
+        }
+        for name, values in constants.items():
+            self.register_buffer(name, values, persistent=False)
         count = pair + (degree + 1) * len(couples)
         self.register_buffer("coefficients", torch.zeros(count, dtype=torch.float64))
 
@@ -89,9 +96,11 @@ class LinearForceField(nn.Module):
         """
         i, j, v = self._edges(positions, cell)
         r = v.norm(dim=1)
-        (g, _), (y, _) = self._radial(r), self._angular(v / r[:, None])
-        moments = self._moments(i, j, g, y, positions)
-        power = (self._coupled(self.coefficients, moments) * moments).sum(dim=(1, 2)) / 2
+        g, y = self._radial(r)[0], self._angular(v / r[:, None])
+        nuclei = positions.shape[0] * positions.shape[1]
+        near = _neighbours(i, j, nuclei)
+        A = self._moments(_both(g[:, : self.radial])[near], _both(y, self.parity)[near])
+        power = (self._coupled(self.coefficients, A) * A).sum(dim=(1, 2)) / 2
         pairs = 2 * (g @ self.coefficients[: self.pair])  # seen from both ends
         return power.index_add(0, i, pairs).reshape(positions.shape[:2]).sum(dim=1)
 
@@ -105,20 +114,31 @@ class LinearForceField(nn.Module):
         """
         c = self.coefficients if coefficients is None else coefficients
         i, j, v = self._edges(positions, cell)
-        r = v.norm(dim=1)
-        u = v / r[:, None]
-        (g, dg), (y, dy) = self._radial(r), self._angular(u)
-        slope = self._coupled(c, self._moments(i, j, g, y, positions))
-        slope = slope[i] + self.parity * slope[j]  # dE/dA at both ends, (edge, n, m)
-        along = torch.einsum("enm,en->em", slope, dg[:, : self.radial])
-        across = torch.einsum("enm,en->em", slope, g[:, : self.radial])
-        # y is homogeneous of degree l in u, so u . dy/du = l y
-        turning = torch.einsum("em,cem->ec", across, dy)
-        l_y = (across * y) @ self.powers.sum(dim=1).double()
-        pull = (along * y).sum(dim=1) + dg @ (2 * c[: self.pair]) - l_y / r
-        push = pull[:, None] * u + turning / r[:, None]
-        flat = torch.zeros_like(positions).reshape(-1, 3)
-        return flat.index_add(0, i, push).index_add(0, j, -push).reshape(positions.shape)
+        r = v.norm(dim=1, keepdim=True)
+        u = v / r
+        (g, dg), y = self._radial(r[:, 0]), self._angular(u)
+        nuclei, n = positions.shape[0] * positions.shape[1], self.radial
+        near = _neighbours(i, j, nuclei)
+        # all that is known of an edge in one row, so that one look-up brings it to its nuclei
+        known = torch.cat([g[:, :n], dg[:, :n], 1 / r, y, u], dim=1)
+        signs = known.new_ones(2 * n + 1), self.parity, -known.new_ones(3)
+        sizes = [n, n, 1, y.shape[1], 3]
+        g, dg_n, near_1_r, y, u = _both(known, torch.cat(signs))[near].split(sizes, dim=2)
+        # dE/dA, on the monomials and on their gradient: (nucleus, n, 4, m)
+        slope = (self._coupled(c, self._moments(g, y)) @ self.slopes).unflatten(2, (4, -1))
+        along, turning = self._pulled(slope, y, g, dg_n)
+        turning = turning * near_1_r
+        pull = along + _both(dg @ c[: self.pair])[near] - (turning * u).sum(dim=2)
+        push = pull[..., None] * u + turning
+        others = torch.cat([j, i, j.new_zeros(1)])[near].flatten()
+        flat = push.sum(dim=1).index_add(0, others, -push.flatten(0, 1))
+        return flat.reshape(positions.shape)
+
+    def _pulled(self, slope: Tensor, y: Tensor, g: Tensor, dg: Tensor) -> tuple[Tensor, Tensor]:
+        """dE/dr of the power spectrum at fixed direction, (nucleus, k), and dE/du, (*, 3)."""
+        b = y @ slope.permute(0, 3, 2, 1).flatten(2)
+        pulls = (b * torch.cat([dg, g, g, g], dim=2)) @ self.sums
+        return pulls[..., 0], pulls[..., 1:]
 
     def _edges(self, positions: Tensor, cell: Tensor) -> Edges:
         """Pairs of neighbours within the cutoff, each once, and the vectors from i to j."""
@@ -130,19 +150,25 @@ class LinearForceField(nn.Module):
         if positions.dtype != torch.float64 or cell.dtype != torch.float64:
             raise ShapeError("forces are computed in double precision; give float64 tensors")
         b, n, _ = positions.shape
-        inverse = torch.linalg.inv(cell)
-        s = positions @ inverse
+        inverse = np.linalg.inv(cell.tolist())  # of 3 x 3, ten times faster than in torch
+        s = positions @ torch.from_numpy(inverse).to(cell)
         first, second = torch.triu_indices(n, n, device=positions.device)
         d = s[:, second] - s[:, first]
-        d = (d - d.round()) @ cell
-        # image c can matter if the cutoff reaches beyond half the height of the cell along c
-        reach = [int(self.cutoff * h + 0.5) for h in inverse.norm(dim=0).tolist()]
-        images = torch.tensor(list(product(*(range(-k, k + 1) for k in reach)))).to(cell) @ cell
-        vectors = d[..., None, :] + images
+        d = d - d.round()
+        # mirrored to 0 <= d <= 1/2, image c of it is within reach = cutoff / height along c if
+        # -reach <= d + c <= reach
+        images = [
+            range(-math.floor(reach + 0.5), math.floor(reach) + 1)
+            for reach in self.cutoff * np.linalg.norm(inverse, axis=0)
+        ]
+        images = list(product(*images))
+        mirror = torch.where(d < 0, -1.0, 1.0)
+        shifts = mirror[..., None, :] * torch.tensor(images).to(cell)
+        vectors = (d[..., None, :] + shifts) @ cell
         square = vectors.square().sum(dim=-1)
-        near = (square < self.cutoff**2) & (square > 1e-8)
-        # of a nucleus with itself, image c and image -c are the same pair
-        near[:, first == second, len(images) // 2 :] = False
+        near = square < self.cutoff**2
+        # of a nucleus with itself, image c and image -c are the same pair, and 0 is none
+        near[:, first == second, : images.index((0, 0, 0)) + 1] = False
         member, pair, image = near.nonzero(as_tuple=True)
         i, j = member * n + first[pair], member * n + second[pair]
         return i, j, vectors[member, pair, image]
@@ -150,41 +176,79 @@ class LinearForceField(nn.Module):
     def _radial(self, r: Tensor) -> tuple[Tensor, Tensor]:
         """g_n(r) and its derivative, each (edge, pair)."""
         x = 2 * (r - self.closest) / (self.cutoff - self.closest) - 1
-        t, dt = [torch.ones_like(x), x], [torch.zeros_like(x), torch.ones_like(x)]
-        for _ in range(2, self.pair):
-            t.append(2 * x * t[-1] - t[-2])
-            dt.append(2 * t[-2] + 2 * x * dt[-1] - dt[-2])
-        t, dt = torch.stack(t[: self.pair], dim=1), torch.stack(dt[: self.pair], dim=1)
-        angle = math.pi * r[:, None] / self.cutoff
-        cut = ((1 + angle.cos()) / 2) ** 2
-        d_cut = -math.pi / self.cutoff * (1 + angle.cos()) / 2 * angle.sin()
-        return t * cut, dt * cut * 2 / (self.cutoff - self.closest) + t * d_cut
+        powers = x[:, None].expand(-1, self.pair - 1).cumprod(dim=1)
+        t, dt = (torch.cat([torch.ones_like(r)[:, None], powers], 1) @ self.chebyshev).chunk(2, 1)
+        angle = math.pi / self.cutoff * r[:, None]
+        cosine = (1 + angle.cos()) / 2
+        d_cut = -math.pi / self.cutoff * cosine * angle.sin()
+        return t * cosine**2, dt * cosine**2 + t * d_cut
 
-    def _angular(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Monomials of the direction, (edge, m), and their derivatives, (3, edge, m)."""
-        degree = int(self.powers.max())
-        powers = torch.stack([u**k for k in range(degree + 1)])  # (degree, edge, 3)
-        factors = [powers[self.powers[:, c], :, c].T for c in range(3)]
-        lower = [
-            self.powers[:, c] * powers[(self.powers[:, c] - 1).clamp(min=0), :, c].T
-            for c in range(3)
-        ]
-        x, y, z = factors
-        return x * y * z, torch.stack([lower[0] * y * z, x * lower[1] * z, x * y * lower[2]])
+    def _angular(self, u: Tensor) -> Tensor:
+        """Monomials of the direction, (edge, m)."""
+        u, degree = u.T.contiguous(), int(self.powers[-1].sum())  # long rows are faster
+        powers = torch.cat([torch.ones_like(u)[None], u.expand(degree, -1, -1)]).cumprod(dim=0)
+        x, y, z = (powers[self.powers[:, c], c] for c in range(3))
+        return (x * y * z).T
 
-    def _moments(self, i: Tensor, j: Tensor, g: Tensor, y: Tensor, positions: Tensor) -> Tensor:
-        """A_inm of all nuclei, shape (B N, n, m)."""
-        terms = g[:, : self.radial, None] * y[:, None]
-        nuclei = positions.shape[0] * positions.shape[1]
-        moments = terms.new_zeros(nuclei, *terms.shape[1:]).index_add(0, i, terms)
-        return moments.index_add(0, j, self.parity * terms)
+    def _moments(self, g: Tensor, y: Tensor) -> Tensor:
+        """A_inm of all nuclei, shape (nucleus, n, m)."""
+        return g.transpose(1, 2) @ y
 
     def _coupled(self, c: Tensor, moments: Tensor) -> Tensor:
-        """dE/dA of the power spectrum, shape (B N, n, m)."""
+        """dE/dA of the power spectrum, shape (nucleus, n, m)."""
         # c_lnn' stands for n <= n' only: halves of it on both sides, whole on the diagonal
         half = 1 + torch.eye(self.radial, dtype=moments.dtype, device=moments.device)
-        matrix = (c[self.place] * half)[self.powers.sum(dim=1)]
-        return torch.einsum("mnk,ikm,m->inm", matrix, moments, self.binomial)
+        matrix = c[self.place] * half * self.binomial[:, None, None]
+        return torch.einsum("mnk,ikm->inm", matrix, moments)
+
+
+def _neighbours(i: Tensor, j: Tensor, nuclei: int) -> Tensor:
+    """Where the neighbours of each nucleus stand in `_both` of the edges, (nucleus, k).
+
+    Short rows are filled up with the last row of `_both`, which is zero.
+    """
+    ends = torch.cat([i, j])
+    order = ends.argsort(stable=True)
+    counts = torch.bincount(ends, minlength=nuclei)
+    rank = torch.arange(len(ends), device=ends.device) - (counts.cumsum(0) - counts)[ends[order]]
+    widest = int(counts.max()) if len(ends) else 0
+    near = ends.new_full((nuclei, widest), len(ends))
+    near[ends[order], rank] = order
+    return near
+
+
+def _both(rows: Tensor, sign: Tensor | float = 1.0) -> Tensor:
+    """Rows of edges i -> j, the same times a sign for j -> i, and a row of zeros."""
+    return torch.cat([rows, sign * rows, torch.zeros_like(rows[:1])])
+
+
+def _chebyshev(count: int, scale: float) -> Tensor:
+    """Chebyshev polynomials, and scale times their derivatives, as sums of powers of x.
+
+    Shape (count, 2 count): 1, x, x**2, ... -> T_0, T_1, ..., scale T_0', ...
+    """
+    matrix = np.zeros((count, 2 * count))
+    for n in range(count):
+        T = Chebyshev.basis(n).convert(kind=Polynomial)
+        matrix[: n + 1, n] = T.coef
+        matrix[: max(n, 1), count + n] = scale * T.deriv().coef
+    return torch.from_numpy(matrix)
+
+
+def _slopes(powers: list[tuple[int, ...]]) -> Tensor:
+    """Matrices that make s y and its derivatives by u_x, u_y, u_z from any s, shape (m, 4 m).
+
+    The derivative of a monomial is one of a degree less.
+    """
+    size = len(powers)
+    slopes = torch.zeros(size, 4, size, dtype=torch.float64)
+    for k, m in enumerate(powers):
+        slopes[k, 0, k] = 1
+        for c in range(3):
+            if m[c]:
+                lower = tuple(p - (axis == c) for axis, p in enumerate(m))
+                slopes[k, 1 + c, powers.index(lower)] = m[c]
+    return slopes.flatten(1)
 
 
 def fit_force_field(
