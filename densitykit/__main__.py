@@ -32,6 +32,7 @@ from densitykit.models import (
     load_model,
     save_model,
 )
+from densitykit.motion_ablations import MOTIONS, run_motion_ablations
 from densitykit.nuclear_training import fit_parts, train_emulator
 from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import load_pairs
@@ -194,6 +195,20 @@ def _ablate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _motion(arguments: argparse.Namespace) -> int:
+    """Ablations of the motion of the nuclei."""
+    rows = run_motion_ablations(
+        arguments.data,
+        arguments.checkpoint,
+        arguments.out,
+        seeds=arguments.seeds,
+        variants=arguments.variants,
+    )
+    table = rows.groupby(["metric", "variant"], sort=False)["value"].agg(["mean", "std"])
+    print(table.to_string(float_format="{:.3g}".format))
+    return 0
+
+
 def _chains(arguments: argparse.Namespace) -> int:
     """Tables and checkpoints of Deep Density in one dimension."""
     torch.set_num_threads(1)  # more threads only slow these small matrices
@@ -288,6 +303,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, default=1200)
     sub.add_argument("--threads", type=int)
     sub.add_argument("--run-dir", type=Path, default=Path("runs/ablations"))
+    sub = command("motion", _motion, "What the nuclei need: force field, time step, thermostat.")
+    sub.add_argument("data")
+    sub.add_argument("checkpoint", type=Path, help="of an emulator with nuclei")
+    sub.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
+    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    sub.add_argument("--variants", nargs="+", choices=[*MOTIONS], default=[*MOTIONS])
     sub = command("chains", _chains, "Deep Density in one dimension: tables and checkpoints.")
     sub.add_argument("--data", type=Path, default=Path("data/chain"))
     sub.add_argument("--out", type=Path, default=Path("data/deep-density-1d"))

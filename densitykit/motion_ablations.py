@@ -1,0 +1,170 @@
+r"""What the nuclei need to move as they should: force field, time step, thermostat, one at a time.
+
+In the emulator of `densitykit.models.nuclear` the density does not act back on the nuclei, so
+their motion can be examined alone, at milliseconds a step. Each variant starts from places and
+velocities of the independent test run and is judged by
+
+* the error of its forces there,
+* how far its paths are from those of the run after some time, without random numbers (the run has
+  those of its thermostat, which no model can know),
+* temperature and diffusion over 10 ps with the thermostat, one rollout a seed. Displacements tell
+  the temperature, as they would of a measured trajectory; a Verlet integrator's own velocities
+  tell a little less.
+
+One row per (variant, seed, metric) goes to a CSV file. What is there is not computed again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from densitykit.models import NuclearEmulator, load_model
+from densitykit.models.force_field import LinearForceField, fit_force_field
+from densitykit.report import merge_rows
+from densitykit.sampling import frames_apart, step_generator
+from densitykit.tracks import implied_temperature
+from densitykit.trajectory import open_split
+from densitykit.transport import CM2_PER_S, diffusion_coefficient, mean_square_displacement
+
+__all__ = ["MOTIONS", "Motion", "run_motion_ablations"]
+
+
+class Motion(NamedTuple):
+    """Arguments of the force field, Verlet steps in a step, thermostat's time in fs or None."""
+
+    force_field: dict[str, float] = {}  # noqa: RUF012
+    substeps: int = 2
+    relaxation: float | None = 300.0
+
+
+MOTIONS = {
+    "as bundled": Motion(),
+    "cutoff 6 angstrom": Motion({"cutoff": 6.0}),
+    "cutoff 5 angstrom": Motion({"cutoff": 5.0}),
+    "degree 2, 3 radial": Motion({"degree": 2, "radial": 3}),
+    "degree 1": Motion({"degree": 1}),
+    "degree 0: distances only": Motion({"degree": 0}),
+    "degree 4, 8 radial, cutoff 7.5": Motion({"degree": 4, "radial": 8, "cutoff": 7.5}),
+    "one force a step": Motion(substeps=1),
+    "four forces a step": Motion(substeps=4),
+    "thermostat 100 fs": Motion(relaxation=100.0),
+    "thermostat 1000 fs": Motion(relaxation=1000.0),
+    "no thermostat": Motion(relaxation=None),
+}
+COLUMNS = ["variant", "seed", "metric", "value"]
+LEADS = (60.0, 144.0, 300.0)  # fs
+LENGTH, SETTLED = 10_000.0, 1_000.0  # fs, of a rollout and of its start that is left out
+FIT = (240.0, 480.0)  # fs, of the slope that is the diffusion coefficient, as in the verdict
+STARTS = 16
+
+
+def run_motion_ablations(
+    data: str | Path,
+    checkpoint: str | Path,
+    out: Path,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    variants: Sequence[str] = tuple(MOTIONS),
+) -> pd.DataFrame:
+    """Examine every variant with every seed, or what of it is not in the file yet.
+
+    Arguments:
+        data: store with splits train, for the force fields, and test.
+        checkpoint: of a `NuclearEmulator`, that all variants start from.
+        out: CSV file; rows are added to what it holds.
+        seeds: each has other starts in the test run, and other random numbers.
+        variants: names of `MOTIONS`.
+
+    Returns:
+        All rows of the file: variant, seed, metric, value.
+    """
+    rows = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=COLUMNS)
+    known = set(rows[COLUMNS[:2]].itertuples(index=False, name=None))
+    train, test = (open_split(data, split) for split in ("train", "test"))
+    model, fields = load_model(checkpoint), {}
+    for name in variants:
+        todo = [seed for seed in seeds if (name, seed) not in known]
+        if not todo:
+            continue
+        field, model.substeps, relaxation = MOTIONS[name]
+        key = json.dumps(field, sort_keys=True)
+        if key not in fields:
+            fields[key] = fit_force_field(train, **field)
+        model.force_field = fields[key]
+        model.relaxation = relaxation or np.inf
+        for seed in tqdm(todo, name):
+            new = _force_error(model.force_field, test) | _path_errors(model, test, seed)
+            new |= _statistics(model, test, seed, relaxation is not None)
+            new = pd.DataFrame({"metric": new.keys(), "value": new.values()})
+            rows = merge_rows(out, new.assign(variant=name, seed=seed)[COLUMNS], COLUMNS[:2])
+    return rows
+
+
+def _force_error(field: LinearForceField, test: xr.Dataset) -> dict[str, float]:
+    """Of some forty frames, with the size of the forces."""
+    some = test.isel(time=slice(None, None, 1 + test.sizes["time"] // 40))
+    forces = _tensor(some["forces"])
+    error = field.forces(_tensor(some["positions"]), _tensor(test["cell"])) - forces
+    return {
+        "rms force error, meV/angstrom": 1e3 * float(error.square().mean().sqrt()),
+        "rms force, meV/angstrom": 1e3 * float(forces.square().mean().sqrt()),
+    }
+
+
+def _path_errors(model: NuclearEmulator, test: xr.Dataset, seed: int) -> dict[str, float]:
+    """Rms distance a coordinate from the nuclei of the run, in angstrom, at each lead time."""
+    spacing = float(test["time"][1] - test["time"][0])
+    lag = frames_apart(model.horizon, spacing)
+    steps = [round(lead / model.horizon) for lead in LEADS]
+    last = test.sizes["time"] - steps[-1] * lag
+    starts = (np.arange(STARTS) * last // STARTS + 7 * seed) % last
+    x, v = (_tensor(test[name][starts]) for name in ("positions", "velocities"))
+    liquid, errors = model.begin_at(x, v, _grid(test)), {}
+    edges = np.diag(test["cell"].values)
+    for step in range(1, steps[-1] + 1):
+        liquid = model.move(liquid)
+        if step in steps:
+            miss = liquid.positions.numpy() - test["positions"][starts + step * lag].values
+            miss -= edges * np.round(miss / edges)
+            miss -= miss.mean(axis=1, keepdims=True)
+            lead = step * model.horizon
+            errors[f"path error after {lead:g} fs, angstrom"] = float(np.sqrt((miss**2).mean()))
+    return errors
+
+
+def _statistics(
+    model: NuclearEmulator, test: xr.Dataset, seed: int, thermostat: bool
+) -> dict[str, float]:
+    """Temperature and diffusion of one rollout; other starts for other seeds."""
+    start = [(97 * seed) % test.sizes["time"]]
+    x, v = (_tensor(test[name][start]) for name in ("positions", "velocities"))
+    liquid, paths = model.begin_at(x, v, _grid(test)), []
+    for step in range(round(LENGTH / model.horizon)):
+        liquid = model.move(liquid, step_generator(seed, step) if thermostat else None)
+        paths.append(liquid.positions[0].numpy())
+    settled = np.stack(paths)[round(SETTLED / model.horizon) :]
+    settled -= settled.mean(axis=1, keepdims=True)
+    times = {"time": model.horizon * np.arange(len(settled))}
+    run = xr.DataArray(settled, times, ("time", "atom", "cartesian"))
+    squares = mean_square_displacement(run).mean("atom")
+    kelvin = implied_temperature(settled, model.mass, model.horizon).temperature
+    diffusion = 1e4 * CM2_PER_S * float(diffusion_coefficient(squares, *FIT))
+    return {"temperature, K": kelvin, "diffusion coefficient, 1e-4 cm2/s": diffusion}
+
+
+def _grid(run: xr.Dataset) -> tuple[int, ...]:
+    return tuple(run["density"].shape[1:])
+
+
+def _tensor(values: xr.DataArray) -> Tensor:
+    return torch.from_numpy(np.array(values.values, dtype=float))

@@ -1,0 +1,72 @@
+"""Ablations of the motion of nuclei, on short stretches of the bundled run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from densitykit import motion_ablations as ablations
+
+DATA = Path(__file__).parents[1] / "data"
+STORE = DATA / "lithium-800K.zarr"
+NUCLEAR = DATA / "checkpoints" / "lithium-nuclear"
+SOME = ["as bundled", "degree 0: distances only", "one force a step", "no thermostat"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path]:
+    """Rollouts of 40 steps, force fields from 20 frames."""
+    out = tmp_path_factory.mktemp("motion") / "rows.csv"
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        return ablations.run_motion_ablations(STORE, NUCLEAR, out, seeds=[0], variants=SOME), out
+
+
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    whole = ablations.open_split
+    patch.setattr(ablations, "open_split", lambda *a: whole(*a).isel(time=slice(160)))
+    patch.setattr(ablations, "LENGTH", 480.0)
+    patch.setattr(ablations, "SETTLED", 60.0)
+    patch.setattr(ablations, "FIT", (60.0, 120.0))
+
+
+def test_each_variant_has_its_rows(rows: tuple[pd.DataFrame, Path]) -> None:
+    table = rows[0].pivot_table("value", "variant", "metric")
+    assert set(table.index) == set(SOME) and np.isfinite(table.values).all()
+    force = table["rms force error, meV/angstrom"]
+    # 20 frames are enough to tell angles from distances; the forces do not know of time steps
+    assert force["as bundled"] < 0.8 * force["degree 0: distances only"]
+    assert force["as bundled"] == force["one force a step"] == force["no thermostat"] < 25
+    for lead in (60, 144, 300):
+        path = table[f"path error after {lead} fs, angstrom"]
+        assert path["as bundled"] == path["no thermostat"]  # paths are without random numbers
+        assert path["as bundled"] != path["one force a step"]
+    early, late = (table[f"path error after {lead} fs, angstrom"] for lead in (60, 300))
+    assert (early < late).all() and early["as bundled"] < 0.05
+    assert table["temperature, K"].between(400, 1200).all()
+    assert table["temperature, K"].nunique() == len(SOME)
+
+
+def test_nothing_is_computed_twice(
+    rows: tuple[pd.DataFrame, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, out = rows
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr(ablations, "fit_force_field", fail)
+    again = ablations.run_motion_ablations(STORE, NUCLEAR, out, seeds=[0], variants=SOME)
+    pd.testing.assert_frame_equal(again, table)
+    with pytest.raises(AssertionError, match="fitted again"):
+        ablations.run_motion_ablations(STORE, NUCLEAR, out, seeds=[1], variants=SOME)
+
+
+def test_variants_change_one_thing_each() -> None:
+    base = ablations.MOTIONS["as bundled"]
+    for name, motion in ablations.MOTIONS.items():
+        changed = sum(a != b for a, b in zip(motion, base, strict=True))
+        assert changed == (name != "as bundled")
