@@ -102,6 +102,7 @@ def create_trajectory(
     extra_scalars: Mapping[str, str] | None = None,
     codec: str = "lossless",
     keepbits: int | None = None,
+    resolution: float | None = None,
     allow_negative: bool = False,
     overwrite: bool = False,
 ) -> TrajectoryWriter:
@@ -132,6 +133,9 @@ def create_trajectory(
         "lossless" (Blosc zstd 3 with shuffle), "fast" (Blosc lz4) or "none".
     keepbits
         Mantissa bits of the density to keep (see `bit_round`). None stores it exactly.
+    resolution
+        Round the density to multiples of this, angstrom**-d, too: where it is next to nothing,
+        its digits cost as much as elsewhere. A power of two compresses.
     allow_negative
         Accept negative densities, as linear models and truncated Fourier series give.
     overwrite
@@ -155,6 +159,8 @@ def create_trajectory(
     if keepbits is not None:
         bit_round(0.0, keepbits)  # raises now rather than at the first frame
         details["keepbits"] = keepbits
+    if resolution is not None:
+        details["resolution"] = resolution
     if allow_negative:
         details["allow_negative"] = True
     schema = schema_for(len(grid))
@@ -399,8 +405,9 @@ class TrajectoryWriter:
             problem = f"{np.count_nonzero(values < 0)} values are negative, down to {values.min()}"
             fix = "clip them knowingly, or create the store with allow_negative=True"
             raise fault(self.path, "density", problem, fix)
-        keepbits = self._density.attrs.get("keepbits")
-        return values if keepbits is None else bit_round(values, keepbits)
+        keepbits, step = map(self._density.attrs.get, ("keepbits", "resolution"))
+        values = values if keepbits is None else bit_round(values, keepbits)
+        return values if step is None else np.round(values / step).astype(np.float32) * step
 
     def _checked_atoms(self, given: Mapping[str, ArrayLike | None]) -> dict[str, NDArray]:
         """Return the per-atom arrays in float64; NaN for those not given."""

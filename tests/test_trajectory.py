@@ -228,6 +228,15 @@ def test_writer_rounds(mock_trajectory: Make, mock_density: Callable) -> None:
     assert validate_trajectory(path) == []  # by far less than the tolerance
 
 
+def test_writer_rounds_to_a_resolution(mock_trajectory: Make, mock_density: Callable) -> None:
+    step = 2.0**-10
+    ds = open_trajectory(mock_trajectory(resolution=step))
+    assert ds["density"].attrs["resolution"] == step
+    stored, exact = ds["density"][1].values, mock_density(2.0)
+    np.testing.assert_array_equal(stored % step, 0)
+    assert 0.4 * step < abs(stored - exact).max() <= 0.5 * step * (1 + 1e-6)
+
+
 # --- bad input -------------------------------------------------------------------------------
 
 BAD_FRAMES = {

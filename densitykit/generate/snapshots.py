@@ -65,6 +65,8 @@ class System:
         Largest distance of the points of the stored grid, angstrom.
     keepbits
         Mantissa bits of the stored density; see `densitykit.store.bit_round`.
+    resolution
+        Smallest step of the stored density, angstrom**-3; see `create_trajectory`.
     splits
         Number of snapshots in each split, in order. Their sum is the default size of the set.
     quantity
@@ -78,6 +80,7 @@ class System:
     engine: Callable[[], Engine]
     spacing: float
     keepbits: int = 12
+    resolution: float | None = None
     splits: Mapping[str, int] = field(
         default_factory=lambda: {"train": 80, "validation": 10, "test": 10}
     )
@@ -242,6 +245,7 @@ class _Store:
             attrs=attrs,
             extra_scalars={"seconds": "s"},
             keepbits=self.system.keepbits,
+            resolution=self.system.resolution,
             allow_negative=True,  # a truncated Fourier series dips below zero where nothing is
         )
 
