@@ -73,6 +73,22 @@ both_models = pytest.mark.parametrize("kind", list(SMALL))
 # --- layers ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("width", [1, 3])
+def test_convolution_is_that_of_torch_however_many_fields(batch: int, width: int) -> None:
+    ours = circular_conv(3, 5, width)
+    plain = nn.Conv3d(3, 5, width, padding=width // 2, padding_mode="circular")
+    plain.load_state_dict(ours.state_dict())
+    x, y = (torch.randn(batch, 3, 6, 4, 8, requires_grad=True) for _ in range(2))
+    y.data.copy_(x.data)
+    expected, found = plain(y), ours(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for out in (expected, found):
+        out.square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("patch", [1, 2, 3])
 def test_depth_to_space_inverts_space_to_depth(patch: int) -> None:
     x = torch.arange(2 * 3 * 6 * 12 * 6).reshape(2, 3, 6, 12, 6)
