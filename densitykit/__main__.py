@@ -24,6 +24,7 @@ from densitykit.evaluation import (
     validation_error,
     wide_table,
 )
+from densitykit.formats import convert, split_in_time, write_cube
 from densitykit.generate.commands import add_parsers
 from densitykit.models import (
     LatentDiffusion,
@@ -59,6 +60,20 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _describe(arguments: argparse.Namespace) -> int:
     print(summarise(arguments.path))
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    options = {"keepbits": arguments.keepbits, "allow_negative": arguments.allow_negative}
+    convert(arguments.files, arguments.out, time_step=arguments.time_step, **options)
+    if arguments.splits:
+        split_in_time(arguments.out, arguments.splits, arguments.gap)
+    return _describe(argparse.Namespace(path=arguments.out))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    write_cube(open_trajectory(arguments.path), arguments.frame, arguments.out)
+    print(arguments.out)
     return 0
 
 
@@ -250,6 +265,20 @@ def _parser() -> argparse.ArgumentParser:
         "describe", _describe, "Frames, span, grid, cell and atoms of a trajectory store."
     )
     sub.add_argument("path", type=Path)
+    sub = command("convert", _convert, "Make a trajectory of cube files or VASP's CHGCAR.")
+    sub.add_argument("out", type=Path, help="trajectory store to write")
+    sub.add_argument("files", type=Path, nargs="+", help="in the order of time")
+    sub.add_argument("--time-step", type=float, required=True, help="between frames, fs")
+    sub.add_argument("--keepbits", type=int, help="mantissa bits to keep, such as 10 of 23")
+    sub.add_argument("--allow-negative", action="store_true")
+    sub.add_argument(
+        "--splits", type=float, nargs=3, metavar=("TRAIN", "VALIDATION", "TEST"), help="fractions"
+    )
+    sub.add_argument("--gap", type=float, default=0.0, help="fs to leave out between splits")
+    sub = command("export", _export, "Write a frame of a trajectory as a cube file.")
+    sub.add_argument("path", type=Path)
+    sub.add_argument("out", type=Path, help="such as frame.cube")
+    sub.add_argument("--frame", type=int, default=0)
     sub = command("train", _train, "Train a one-step map on the split 'train' of a store.")
     sub.add_argument("model", choices=("latent", "nuclear", "surrogate"))
     sub.add_argument("data")

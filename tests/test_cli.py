@@ -57,6 +57,20 @@ def checkpoint(tmp_path) -> Path:
     return save_model(SurrogateUNet(**card), tmp_path / "tiny.safetensors", card)
 
 
+def test_export_and_convert_are_inverse(command, store, tmp_path) -> None:
+    cubes = [tmp_path / f"{frame}.cube" for frame in range(6)]
+    for frame, path in enumerate(cubes):
+        assert command("export", store, path, "--frame", frame)[:2] == (0, f"{path}\n")
+    words = ["--time-step", 2.0, "--splits", 0.5, 0.25, 0.25, "--keepbits", 18]
+    code, out, _ = command("convert", tmp_path / "back.zarr", *cubes, *words)
+    assert code == 0 and "6 frames" in out
+    back, run = open_trajectory(tmp_path / "back.zarr"), open_trajectory(store)
+    np.testing.assert_allclose(back.density, run.density[:6], rtol=1e-5)
+    assert set(back.attrs["splits"]) == {"train", "validation", "test"}
+    code, _, error = command("convert", tmp_path / "new.zarr", store, "--time-step", 1.0)
+    assert code == 2 and "li.zarr" in error
+
+
 # --- version and usage -----------------------------------------------------------------------
 
 
