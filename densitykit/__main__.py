@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from densitykit import __version__
-from densitykit.ablations import compare_variants, run_ablations
+from densitykit.ablations import VARIANTS, compare_variants, run_ablations
 from densitykit.baselines import baseline_maps
 from densitykit.chain_experiments import run_experiments
 from densitykit.demo import HORIZON, run
@@ -196,12 +196,13 @@ def _study(arguments: argparse.Namespace) -> int:
 
 
 def _ablate(arguments: argparse.Namespace) -> int:
-    """Small latent models with and without sJSD, seed by seed."""
+    """Small latent models, one thing changed at a time, seed by seed."""
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     rows = run_ablations(
         arguments.data,
         arguments.autoencoder,
         arguments.out,
+        variants=arguments.variants,
         seeds=arguments.seeds,
         steps=arguments.steps,
         run_dir=arguments.run_dir,
@@ -324,10 +325,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     sub.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     sub.add_argument("--run-dir", type=Path, default=Path("runs/study"))
-    sub = command("ablate", _ablate, "Does sJSD help? Small latent models, seed by seed.")
+    sub = command("ablate", _ablate, "What helps a latent model? Small ones, seed by seed.")
     sub.add_argument("data")
     sub.add_argument("autoencoder", type=Path, help="checkpoint with the autoencoder of all")
     sub.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
+    sub.add_argument("--variants", nargs="+", choices=[*VARIANTS], default=[*VARIANTS])
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     sub.add_argument("--steps", type=int, default=1200)
     sub.add_argument("--threads", type=int)

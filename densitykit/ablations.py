@@ -1,10 +1,12 @@
-r"""Does the sJSD term help? Small latent diffusion models with and without it, over seeds.
+r"""What helps a latent diffusion model? Small ones, one thing changed at a time, over seeds.
 
 .. math:: L = L_{LDM} + \lambda_2 L_{sJSD}
 
-in three variants: no sJSD, the spatial and the value reading (`densitykit.metrics`), each with a
-weight that makes the term about a sixth of the loss at the end of a training. All share one
-autoencoder and, seed by seed, initial weights, batches and noise, so that the term alone differs:
+without sJSD, and with its spatial and value reading (`densitykit.metrics`), each with a
+weight that makes the term about a sixth of the loss at the end of a training; without noise on
+the conditioning latent, and with three times as much; and drawn in several sampler steps, trained
+on lower noise levels, instead of the conditional mean in one. All share one
+autoencoder and, seed by seed, initial weights, batches and noise, so that one thing alone differs:
 differences *within* a seed say more than those between means. One row per (variant, seed, metric)
 goes to a CSV file; what is there is not computed again.
 """
@@ -34,7 +36,12 @@ VARIANTS = {
     "no sJSD": {},
     "spatial": {"lambda_2": 300.0, "reading": "spatial"},
     "value": {"lambda_2": 50.0, "reading": "value"},
+    "no conditioning noise": {"loss": {"condition_noise": 0.0}},
+    "conditioning noise 0.3": {"loss": {"condition_noise": 0.3}},
+    "4 sampler steps": {"loss": {"log_sigma": (0.0, 1.5)}},
+    "16 sampler steps": {"loss": {"log_sigma": (0.0, 1.5)}},
 }
+SAMPLER_STEPS = {"4 sampler steps": 4, "16 sampler steps": 16}
 SMALL = {"widths": (32, 64), "blocks": (1, 2)}
 COLUMNS = ["variant", "seed", "steps", "metric", "value"]
 TAU = 30.0  # fs, of the thermostat
@@ -45,17 +52,19 @@ def run_ablations(
     autoencoder: Path,
     out: Path,
     *,
+    variants: Sequence[str] = tuple(VARIANTS),
     seeds: Sequence[int] = (0, 1, 2),
     steps: int = 1200,
     rollout_steps: int = 400,
     run_dir: Path = Path("runs/ablations"),
 ) -> pd.DataFrame:
-    """Train and judge every variant with every seed, or what of it is not in the file yet.
+    """Train and judge variants with every seed, or what of it is not in the file yet.
 
     Arguments:
         data: store with splits train and test.
         autoencoder: checkpoint whose autoencoder all variants share.
         out: CSV file; rows are added to what it holds.
+        variants: names of `VARIANTS`.
         seeds: of initial weights, training and rollouts.
         steps: of each training.
         rollout_steps: of the rollout, with thermostat, from the first test state.
@@ -66,7 +75,7 @@ def run_ablations(
     """
     rows = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=COLUMNS)
     known = set(rows[COLUMNS[:3]].itertuples(index=False, name=None))
-    todo = [(v, s) for s in seeds for v in VARIANTS if (v, s, steps) not in known]
+    todo = [(v, s) for s in seeds for v in variants if (v, s, steps) not in known]
     if not todo:
         return rows
     horizon = read_arguments(autoencoder)["horizon"]
@@ -81,17 +90,23 @@ def run_ablations(
             train,
             autoencoder_steps=0,
             steps=steps,
-            run_dir=run_dir / f"{variant}, seed {seed}, {steps} steps",
+            run_dir=run_dir / f"{_trained_as(variant)}, seed {seed}, {steps} steps",
             seed=seed,
             batch=2,
             learning_rate=2e-3,
             ema=0.99,
             **VARIANTS[variant],
         )
+        model.sampler_steps = SAMPLER_STEPS.get(variant, 1)
         new = _judged(model, train, test, rollout_steps, seed)
         new = new.assign(variant=variant, seed=seed, steps=steps)
         rows = merge_rows(out, new[COLUMNS], COLUMNS[:3])
     return rows
+
+
+def _trained_as(variant: str) -> str:
+    """The first variant with the same training: those that only sample otherwise share it."""
+    return next(name for name, training in VARIANTS.items() if training == VARIANTS[variant])
 
 
 def _judged(

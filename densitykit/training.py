@@ -23,6 +23,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -353,6 +354,7 @@ def train_latent_diffusion(
     lambda_1: float = 1.0,
     lambda_2: float = 0.0,
     reading: str = "spatial",
+    loss: Mapping[str, Any] | None = None,
     run_dir: str | Path | None = None,
     **options: object,
 ) -> list[dict[str, float]]:
@@ -362,6 +364,7 @@ def train_latent_diffusion(
         model, pairs: the model and its training pairs.
         autoencoder_steps, steps: steps of the two blocks; zero skips a block.
         lambda_1, lambda_2, reading: see :class:`PosterLoss`.
+        loss: other arguments of :class:`PosterLoss`, for the denoiser.
         run_dir: each block keeps its state in a folder of its own below it.
         options: passed to :func:`fit`.
 
@@ -388,7 +391,7 @@ def train_latent_diffusion(
     if steps:
         _train_only(model, model.net, model.embed)
         history = fit(
-            PosterLoss(model, lambda_1, lambda_2, reading),
+            PosterLoss(model, lambda_1, lambda_2, reading, **(loss or {})),
             pairs,
             steps=steps,
             run_dir=folder and folder / "denoiser",
