@@ -47,7 +47,7 @@ class Explorer(widgets.VBox):
     def __init__(self, draw: Draw, times: NDArray[np.floating], shape: Sequence[int]) -> None:
         self._draw, self._shape = draw, tuple(shape)
         wide = {"continuous_update": False, "layout": widgets.Layout(width="420px")}
-        steps = [(f"{time:g} fs", frame) for frame, time in enumerate(times)]
+        steps = [(f"{time:.7g} fs", frame) for frame, time in enumerate(times)]
         self.time = widgets.SelectionSlider(options=steps, description="time", **wide)
         self.axis = widgets.ToggleButtons(options=["x", "y", "z"], value="z", description="normal")
         self.axis.style.button_width = "40px"
@@ -89,7 +89,7 @@ def explore(run: xr.Dataset) -> Explorer:
     Raises
     ------
     ShapeError
-        No frames, or a density that is not three-dimensional.
+        No density or no frames, or a density that is not three-dimensional.
     """
     density = _checked(run)
     edge, colours = _edges(run), _range(density[0].values)
@@ -111,50 +111,59 @@ def compare(
     Parameters
     ----------
     reference, run
-        As in `explore`, on one grid, with some times in common (to 0.01 fs).
+        As in `explore`, on one grid, with some times in common (to 0.005 fs).
     names
         Titles of the two.
 
     Raises
     ------
     ShapeError
-        Other grids, no common times, or as `explore`.
+        Other grids, no common times, times that do not increase, or as `explore`.
     """
     truth, prediction = _checked(reference), _checked(run)
     if truth.shape[1:] != prediction.shape[1:]:
         raise ShapeError(f"grids {truth.shape[1:]} and {prediction.shape[1:]}; resample one")
-    times, others = (np.round(ds["time"].values.astype(float), 2) for ds in (reference, run))
-    common, mine, theirs = np.intersect1d(times, others, return_indices=True)
-    if not len(common):
+    times, others = (ds["time"].astype(float).to_index() for ds in (reference, run))
+    if not all(index.is_monotonic_increasing and index.is_unique for index in (times, others)):
+        raise ShapeError("times do not increase; sort the runs, and drop frames of equal times")
+    nearest = others.get_indexer(times, method="nearest", tolerance=0.005)
+    mine = np.flatnonzero(nearest >= 0)
+    if not len(mine):
         spans = [f"{t[0]:g} to {t[-1]:g} fs" for t in (times, others)]
         raise ShapeError(f"no common times in {spans[0]} and {spans[1]}; shift the times of one")
     edge, colours = _edges(reference), _range(truth[int(mine[0])].values)
 
     def draw(frame: int, axis: str, index: int) -> go.Figure:
-        fields = truth[int(mine[frame])].values, prediction[int(theirs[frame])].values
+        fields = truth[int(mine[frame])].values, prediction[int(nearest[mine[frame]])].values
         figure = comparison_figure(*fields, axis, index, edge=edge, names=names)
         return figure.update_layout(coloraxis=colours)
 
-    return Explorer(draw, common, truth.shape[1:])
+    return Explorer(draw, times.values[mine], truth.shape[1:])
 
 
 def _checked(run: xr.Dataset) -> xr.DataArray:
     """The density, if it can be shown."""
+    if not isinstance(run, xr.Dataset) or "density" not in run:
+        raise ShapeError("there is no variable 'density'; give a trajectory, as a dataset")
     density = run["density"]
-    if density.dims != ("time", "x", "y", "z") or not density.sizes["time"]:
+    if density.dims != ("time", "x", "y", "z") or not density.size:
         raise ShapeError(
             f"density has dimensions {dict(density.sizes)}; give one run in 3-D, of one or more "
-            "frames (chains: plot.curve_film)"
+            "frames (of an ensemble isel(member=0); chains: plot.curve_film)"
         )
     return density
 
 
 def _edges(run: xr.Dataset) -> NDArray[np.float64] | None:
-    """Lengths of an orthorhombic cell in angstrom; None for any other, shown in grid points."""
+    """Lengths of an orthorhombic cell in angstrom; None for another or none: grid points."""
+    if "cell" not in run:
+        return None
     cell = run["cell"].values
     return np.diag(cell) if np.allclose(cell, np.diag(np.diag(cell))) else None
 
 
 def _range(field: NDArray[np.floating]) -> dict[str, float]:
     """Range of colours of a whole field, so that they stay when planes and frames change."""
-    return {"cmin": float(field.min()), "cmax": float(field.max())}
+    finite = field[np.isfinite(field)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    return {"cmin": low, "cmax": high if high > low else low + 1}
