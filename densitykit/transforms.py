@@ -81,6 +81,10 @@ def restore_electrons(density: Array, mean_density: Array | float, floor: float 
     number, or has those axes with length one.
     """
     clamped = density.clip(floor)
+    # in double precision: a factor rounded to single is wrong for all voxels alike, and such
+    # errors would add up over a rollout
     if isinstance(density, torch.Tensor):
-        return clamped * (mean_density / clamped.mean(dim=(-3, -2, -1), keepdim=True))
-    return clamped * (mean_density / clamped.mean(axis=(-3, -2, -1), keepdims=True))
+        mean = clamped.mean(dim=(-3, -2, -1), keepdim=True, dtype=torch.float64)
+        return (clamped.double() * (mean_density / mean)).to(density.dtype)
+    mean = clamped.mean(axis=(-3, -2, -1), keepdims=True, dtype=np.float64)
+    return (clamped * (mean_density / mean)).astype(density.dtype)

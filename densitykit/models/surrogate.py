@@ -60,7 +60,7 @@ class StateMap(nn.Module):
     @torch.no_grad()
     def forward(self, physical: Tensor, generator: torch.Generator | None = None) -> Tensor:
         check_stride(physical.shape[-3:], self.stride)
-        mean_density = physical[:, 0].mean(dim=(-3, -2, -1), keepdim=True)
+        mean_density = physical[:, 0].mean((-3, -2, -1), keepdim=True, dtype=torch.float64)
         advanced = self.advance(self.normalise(physical), generator)
         return self.denormalise(advanced, mean_density)
 
