@@ -65,14 +65,14 @@ class System:
         Largest distance of the points of the stored grid, angstrom.
     keepbits
         Mantissa bits of the stored density; see `densitykit.store.bit_round`.
-    resolution
-        Smallest step of the stored density, angstrom**-3; see `create_trajectory`.
     splits
         Number of snapshots in each split, in order. Their sum is the default size of the set.
     quantity
         "valence", "total" or "pseudo".
     provenance
         Further attributes of the store.
+    resolution
+        Smallest step of the stored density, angstrom**-3; see `create_trajectory`.
     """
 
     name: str
@@ -80,12 +80,12 @@ class System:
     engine: Callable[[], Engine]
     spacing: float
     keepbits: int = 12
-    resolution: float | None = None
     splits: Mapping[str, int] = field(
         default_factory=lambda: {"train": 80, "validation": 10, "test": 10}
     )
     quantity: str = "valence"
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    resolution: float | None = None
 
 
 def grid_shape(atoms: Atoms, spacing: float) -> tuple[int, ...]:
