@@ -27,7 +27,6 @@ from choreographer.utils import get_browser_path
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PLOTLY = "application/vnd.plotly.v1+json"
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CHROME = os.environ.get("BROWSER_PATH") or get_browser_path(chromium_based_browsers)
 
 pytestmark = [
@@ -154,7 +153,7 @@ def _wait_for_server(address: str, log: Path) -> None:
 
 
 async def _read(address: str) -> int:
-    """Run a lesson, look at each figure, move each slider; returns how many sliders."""
+    """Run a lesson, look at each figure, move each slider; returns how many have one."""
     async with Browser(path=CHROME, headless=True) as browser:
         page = Page(await browser.create_tab(address))
         screen = {"width": 1400, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
@@ -166,17 +165,23 @@ async def _read(address: str) -> int:
         outputs = [output for cell in code for output in cell["outputs"]]
         assert not [o["evalue"] for o in outputs if o["output_type"] == "error"]
         assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
-        drawn, explorers = (_with(mime, cells) for mime in (PLOTLY, WIDGET_VIEW))
+        drawn = _with(cells, lambda data: PLOTLY in data)
+        # progress bars are widgets as well
+        explorers = _with(cells, _explorer)
         assert drawn, "no figure in this lesson"
         for index in explorers:
             await _turn(page, index)
-        return sum([await _look(page, index) for index in drawn])
+        return sum([await _look(page, index) for index in drawn]) + len(explorers)
 
 
-def _with(mime: str, cells: list[dict[str, Any]]) -> list[int]:
-    """Cells that have an output of this type."""
+def _explorer(data: dict[str, Any]) -> bool:
+    return "Explorer" in str(data.get("text/plain"))
+
+
+def _with(cells: list[dict[str, Any]], wanted: Callable[[dict[str, Any]], bool]) -> list[int]:
+    """Cells that have such an output."""
     outputs = [cell.get("outputs", ()) for cell in cells]
-    return [i for i, out in enumerate(outputs) if any(mime in o.get("data", {}) for o in out)]
+    return [i for i, out in enumerate(outputs) if any(wanted(o.get("data", {})) for o in out)]
 
 
 async def _turn(page: Page, index: int) -> None:
@@ -223,7 +228,10 @@ async def _look(page: Page, index: int) -> bool:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_lesson_in_the_browser(notebook: Path, lab: Callable[[Path], str]) -> None:
-    sliders = asyncio.run(_read(lab(notebook)))
+    found = asyncio.run(_read(lab(notebook)))
     cells = json.loads(notebook.read_text())["cells"]
-    saved = [o.get("data", {}).get(PLOTLY, {}) for c in cells for o in c.get("outputs", ())]
-    assert sliders == sum("sliders" in figure.get("layout", {}) for figure in saved)
+    saved = [o.get("data", {}) for c in cells for o in c.get("outputs", ())]
+    moving = [
+        "sliders" in data.get(PLOTLY, {}).get("layout", {}) or _explorer(data) for data in saved
+    ]
+    assert found == sum(moving)
