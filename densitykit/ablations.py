@@ -24,7 +24,7 @@ from scipy.stats import t as student
 from densitykit.evaluation import one_step_table, rollout_table
 from densitykit.models import LatentDiffusion, load_model
 from densitykit.models.checkpoint import read_arguments
-from densitykit.report import merge_rows
+from densitykit.report import known_rows, merge_rows
 from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import StatePairs, load_pairs
 from densitykit.training import adopt_autoencoder, train_latent_diffusion
@@ -73,8 +73,7 @@ def run_ablations(
     Returns:
         All rows of the file: variant, seed, steps, metric, value.
     """
-    rows = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=COLUMNS)
-    known = set(rows[COLUMNS[:3]].itertuples(index=False, name=None))
+    rows, known = known_rows(out, COLUMNS, COLUMNS[:3])
     todo = [(v, s) for s in seeds for v in variants if (v, s, steps) not in known]
     if not todo:
         return rows

@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from densitykit.errors import ShapeError
-from densitykit.plot import comparison_figure, slice_figure
+from densitykit.plot import colour_range, comparison_figure, slice_figure
 
 __all__ = ["Explorer", "compare", "explore"]
 
@@ -92,7 +92,7 @@ def explore(run: xr.Dataset) -> Explorer:
         No density or no frames, or a density that is not three-dimensional.
     """
     density = _checked(run)
-    edge, colours = _edges(run), _range(density[0].values)
+    edge, colours = _edges(run), colour_range(density[0].values)
 
     def draw(frame: int, axis: str, index: int) -> go.Figure:
         figure = slice_figure(density[frame].values, axis, index, edge=edge)
@@ -131,7 +131,7 @@ def compare(
     if not len(mine):
         spans = [f"{t[0]:g} to {t[-1]:g} fs" for t in (times, others)]
         raise ShapeError(f"no common times in {spans[0]} and {spans[1]}; shift the times of one")
-    edge, colours = _edges(reference), _range(truth[int(mine[0])].values)
+    edge, colours = _edges(reference), colour_range(truth[int(mine[0])].values)
 
     def draw(frame: int, axis: str, index: int) -> go.Figure:
         fields = truth[int(mine[frame])].values, prediction[int(nearest[mine[frame]])].values
@@ -160,10 +160,3 @@ def _edges(run: xr.Dataset) -> NDArray[np.float64] | None:
         return None
     cell = run["cell"].values
     return np.diag(cell) if np.allclose(cell, np.diag(np.diag(cell))) else None
-
-
-def _range(field: NDArray[np.floating]) -> dict[str, float]:
-    """Range of colours of a whole field, so that they stay when planes and frames change."""
-    finite = field[np.isfinite(field)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    return {"cmin": low, "cmax": high if high > low else low + 1}

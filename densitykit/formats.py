@@ -326,8 +326,7 @@ def _compare(path: Path, frame: Frame, run: xr.Dataset) -> None:
         "cell": cell.shape == (3, 3) and np.allclose(frame.cell, cell, atol=1e-4),
         "atoms": "numbers" in run and np.array_equal(frame.numbers, run["numbers"].values),
     }
-    wrong = ", ".join(name for name, equal in same.items() if not equal)
-    if wrong:
+    if wrong := _differing(same):
         problem = f"{wrong} differ from those of {run.encoding['source']}"
         raise TrajectoryError(f"{path}: {problem}; give files of one run, in one trajectory")
 
@@ -341,8 +340,12 @@ def _compare_again(path: Path, frame: Frame, time: float, run: xr.Dataset, index
         "positions": np.allclose(frame.positions, kept["positions"].values, rtol=0, atol=1e-6),
         "density": np.allclose(frame.density, kept["density"].values, **rounded),
     }
-    wrong = ", ".join(name for name, equal in same.items() if not equal)
-    if wrong:
+    if wrong := _differing(same):
         problem = f"unlike frame {index} of {run.encoding['source']} in {wrong}"
         fix = "give all files of before, in that order and with those times, then the new ones"
         raise TrajectoryError(f"{path}: {problem}; {fix}; or give another path")
+
+
+def _differing(same: dict[str, bool]) -> str:
+    """Names of what is not the same."""
+    return ", ".join(name for name, equal in same.items() if not equal)

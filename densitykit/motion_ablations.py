@@ -28,9 +28,10 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from densitykit.grid import minimum_image
 from densitykit.models import NuclearEmulator, load_model
 from densitykit.models.force_field import LinearForceField, fit_force_field
-from densitykit.report import merge_rows
+from densitykit.report import known_rows, merge_rows
 from densitykit.sampling import frames_apart, step_generator
 from densitykit.tracks import implied_temperature
 from densitykit.trajectory import open_split
@@ -88,8 +89,7 @@ def run_motion_ablations(
     Returns:
         All rows of the file: variant, seed, metric, value.
     """
-    rows = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=COLUMNS)
-    known = set(rows[COLUMNS[:2]].itertuples(index=False, name=None))
+    rows, known = known_rows(out, COLUMNS, COLUMNS[:2])
     train, test = (open_split(data, split) for split in ("train", "test"))
     model, fields = load_model(checkpoint), {}
     for name in variants:
@@ -130,12 +130,12 @@ def _path_errors(model: NuclearEmulator, test: xr.Dataset, seed: int) -> dict[st
     starts = (np.arange(STARTS) * last // STARTS + 7 * seed) % last
     x, v = (_tensor(test[name][starts]) for name in ("positions", "velocities"))
     liquid, errors = model.begin_at(x, v, _grid(test)), {}
-    edges = np.diag(test["cell"].values)
+    cell = test["cell"].values
     for step in range(1, steps[-1] + 1):
         liquid = model.move(liquid)
         if step in steps:
             miss = liquid.positions.numpy() - test["positions"][starts + step * lag].values
-            miss -= edges * np.round(miss / edges)
+            miss = minimum_image(miss @ np.linalg.inv(cell), cell)
             miss -= miss.mean(axis=1, keepdims=True)
             lead = step * model.horizon
             errors[f"path error after {lead:g} fs, angstrom"] = float(np.sqrt((miss**2).mean()))

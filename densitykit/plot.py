@@ -32,6 +32,7 @@ from densitykit.errors import ShapeError
 from densitykit.grid import plane
 
 __all__ = [
+    "colour_range",
     "comparison_figure",
     "curve_film",
     "distribution_figure",
@@ -342,11 +343,16 @@ def _colours(
     else:
         bar |= dict(orientation="h", x=sum(below) / 2, len=below[1] - below[0], xpad=0, nticks=6)
         bar |= dict(yref="container", y=0, yanchor="bottom", ypad=10, title_side="bottom")
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    low = 0.0 if error else low
     scale = ERROR_SCALE if error else DENSITY_SCALE
-    return dict(colorscale=scale, cmin=low, cmax=high if high > low else low + 1, colorbar=bar)
+    return dict(colorscale=scale, colorbar=bar) | colour_range(values, 0.0 if error else None)
+
+
+def colour_range(values: NDArray[np.floating], low: float | None = None) -> dict[str, float]:
+    """Ends of a colour axis, cmin and cmax: those of the finite values, or from `low` up."""
+    finite = values[np.isfinite(values)]
+    ends = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    low, high = ends[0] if low is None else low, ends[1]
+    return dict(cmin=low, cmax=high if high > low else low + 1)
 
 
 def _panels(

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from densitykit import __version__
 
-__all__ = ["merge_rows", "write_report"]
+__all__ = ["known_rows", "merge_rows", "write_report"]
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -66,6 +66,14 @@ def write_report(
     part = Path(f"{os.fspath(path)}.part")
     part.write_text(page, encoding="utf-8")
     os.replace(part, path)
+
+
+def known_rows(
+    path: Path, columns: Sequence[str], keys: Sequence[str]
+) -> tuple[pd.DataFrame, set[tuple]]:
+    """All rows of a CSV file of `merge_rows`, which may not exist yet, and the keys it holds."""
+    rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*columns])
+    return rows, set(rows[[*keys]].itertuples(index=False, name=None))
 
 
 def merge_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

@@ -27,7 +27,7 @@ import xarray as xr
 from densitykit.ensembles import ensemble_scores
 from densitykit.evaluation import one_step_table
 from densitykit.models import StateMap, load_model
-from densitykit.report import merge_rows
+from densitykit.report import known_rows, merge_rows
 from densitykit.rollout import Step, Thermostat, rollout
 from densitykit.sampling import StatePairs, load_pairs
 from densitykit.trajectory import open_split, open_trajectory
@@ -69,8 +69,7 @@ def run_study(
         All rows of the file, with the columns of `densitykit.verdict.verdict` and model, part,
         seed and lead (fs; of ensembles only).
     """
-    rows = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=COLUMNS)
-    known = set(rows[KEYS].itertuples(index=False, name=None))
+    rows, known = known_rows(out, COLUMNS, KEYS)
     keys = [(p, seed) for p in parts for seed in (seeds if p.startswith("10 ps") else seeds[:1])]
     todo = [
         (path, *key)
