@@ -35,6 +35,7 @@ from densitykit.models import (
 )
 from densitykit.motion_ablations import MOTIONS, run_motion_ablations
 from densitykit.nuclear_training import fit_parts, train_emulator
+from densitykit.residual_ablations import RESIDUALS, run_residual_ablations
 from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import load_pairs
 from densitykit.study import PARTS, run_study
@@ -196,7 +197,7 @@ def _study(arguments: argparse.Namespace) -> int:
 
 
 def _ablate(arguments: argparse.Namespace) -> int:
-    """Small latent models, one thing changed at a time, seed by seed."""
+    """Small maps on the grid, one thing changed at a time, seed by seed."""
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     rows = run_ablations(
         arguments.data,
@@ -219,6 +220,23 @@ def _motion(arguments: argparse.Namespace) -> int:
         arguments.out,
         seeds=arguments.seeds,
         variants=arguments.variants,
+    )
+    table = rows.groupby(["metric", "variant"], sort=False)["value"].agg(["mean", "std"])
+    print(table.to_string(float_format="{:.3g}".format))
+    return 0
+
+
+def _residual(arguments: argparse.Namespace) -> int:
+    """Ablations of the net that draws the density of given nuclei."""
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    rows = run_residual_ablations(
+        arguments.data,
+        arguments.checkpoint,
+        arguments.out,
+        seeds=arguments.seeds,
+        variants=arguments.variants,
+        steps=arguments.steps,
+        run_dir=arguments.run_dir,
     )
     table = rows.groupby(["metric", "variant"], sort=False)["value"].agg(["mean", "std"])
     print(table.to_string(float_format="{:.3g}".format))
@@ -325,7 +343,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     sub.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     sub.add_argument("--run-dir", type=Path, default=Path("runs/study"))
-    sub = command("ablate", _ablate, "What helps a latent model? Small ones, seed by seed.")
+    sub = command("ablate", _ablate, "What helps a map on the grid? Small ones, seed by seed.")
     sub.add_argument("data")
     sub.add_argument("autoencoder", type=Path, help="checkpoint with the autoencoder of all")
     sub.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
@@ -340,6 +358,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     sub.add_argument("--variants", nargs="+", choices=[*MOTIONS], default=[*MOTIONS])
+    sub = command("residual", _residual, "What the net needs that draws a density: memory, noise.")
+    sub.add_argument("data")
+    sub.add_argument("checkpoint", type=Path, help="of an emulator with nuclei")
+    sub.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
+    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    sub.add_argument("--variants", nargs="+", choices=[*RESIDUALS], default=[*RESIDUALS])
+    sub.add_argument("--steps", type=int, default=1000)
+    sub.add_argument("--threads", type=int)
+    sub.add_argument("--run-dir", type=Path, default=Path("runs/residuals"))
     sub = command("chains", _chains, "Deep Density in one dimension: tables and checkpoints.")
     sub.add_argument("--data", type=Path, default=Path("data/chain"))
     sub.add_argument("--out", type=Path, default=Path("data/deep-density-1d"))

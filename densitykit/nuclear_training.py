@@ -11,7 +11,8 @@ along the true path of the nuclei. The noise on what it remembers has two parts:
 by a random s and scaled by a random :math:`\eta`, which has the spectrum of the errors that a long
 rollout makes, and white noise w of random deviation :math:`\eta'`, for waves that residuals hardly
 have (without it those at the edge of the grid's spectrum grow, tenfold in 20 steps). The net
-learns to forget both. With probability p it has to do without memory.
+learns to forget both. With probability p it has to do without memory. The mean may run over
+several steps, each from what the one before has made: an unrolled loss.
 """
 
 from __future__ import annotations
@@ -52,12 +53,15 @@ class ResidualPairs:
         run: trajectory with `density`, `positions` and `cell`, equally spaced; cubic.
         superposition: the one whose residuals these are.
         horizon: time of one step in fs, a multiple of the spacing.
+        unroll: steps that follow one another in a draw.
 
     Raises:
         TrajectoryError: if positions are missing, or the horizon does not fit.
     """
 
-    def __init__(self, run: xr.Dataset, superposition: Superposition, horizon: float) -> None:
+    def __init__(
+        self, run: xr.Dataset, superposition: Superposition, horizon: float, unroll: int = 1
+    ) -> None:
         source = run.encoding.get("source", "trajectory")
         cubic_edge(run["cell"].values, source)
         self.lag = frames_apart(horizon, _spacing(run, source), source)
@@ -65,8 +69,9 @@ class ResidualPairs:
             raise TrajectoryError(
                 f"{source}: variable 'positions' is missing; give an ab-initio run"
             )
-        if len(run["time"]) <= self.lag:
-            raise TrajectoryError(f"{source}: shorter than the horizon of {horizon} fs")
+        self.unroll = unroll
+        if len(run["time"]) <= unroll * self.lag:
+            raise TrajectoryError(f"{source}: shorter than the horizon of {unroll * horizon} fs")
         density = torch.from_numpy(run["density"].values.astype(np.float32))
         cell = torch.from_numpy(np.array(run["cell"].values, dtype=float))
         positions = torch.from_numpy(run["positions"].values.astype(float))
@@ -75,22 +80,26 @@ class ResidualPairs:
         self.residual = density - self.base
 
     def __len__(self) -> int:
-        return len(self.base) - self.lag
+        return len(self.base) - self.unroll * self.lag
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random batch, each with its own symmetry.
+        """A random batch, each with its own symmetry, its steps one after the other.
 
         Returns:
-            base after, its change and residual before, (batch, 3, n, n, n); residual after,
-            (batch, 1, n, n, n); all in angstrom**-3.
+            base after, its change and residual before, (batch * unroll, 3, n, n, n); residual
+            after, (batch * unroll, 1, n, n, n); all in angstrom**-3.
         """
         drawn = []
         for i in torch.randint(len(self), (batch,), generator=generator).tolist():
-            after = self.base[i + self.lag]
-            fields = after, after - self.base[i], self.residual[i], self.residual[i + self.lag]
-            drawn.append(torch.stack(augment(*fields, generator=generator)))
+            fields = [x for k in range(self.unroll) for x in self._step(i + k * self.lag)]
+            drawn += torch.stack(augment(*fields, generator=generator)).split(4)
         fields = torch.stack(drawn)
         return fields[:, :3], fields[:, 3:]
+
+    def _step(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """From frame i: base after, its change, residual before and after."""
+        after = self.base[i + self.lag]
+        return after, after - self.base[i], self.residual[i], self.residual[i + self.lag]
 
 
 class ResidualLoss(nn.Module):
@@ -101,6 +110,7 @@ class ResidualLoss(nn.Module):
         memory_noise: largest eta.
         white_noise: largest eta', in standard deviations of the residual.
         forget: probability p of having no memory.
+        unroll: steps that follow one another in a batch, as :class:`ResidualPairs` draws them.
     """
 
     def __init__(
@@ -109,25 +119,31 @@ class ResidualLoss(nn.Module):
         memory_noise: float = 0.4,
         white_noise: float = 0.1,
         forget: float = 0.1,
+        unroll: int = 1,
     ) -> None:
         super().__init__()
-        self.model, self.forget = model, forget
+        self.model, self.forget, self.unroll = model, forget, unroll
         self.memory_noise, self.white_noise = memory_noise, white_noise
         self.settings = {
             "memory_noise": memory_noise,
             "white_noise": white_noise,
             "forget": forget,
+            "unroll": unroll,
         }
 
     def forward(
         self, fields: Tensor, residual: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        memory = torch.stack([self._disturbed(x, generator) for x in fields[:, 2]])
-        fields = torch.cat([fields[:, :2], memory[:, None]], dim=1)
-        # half the time, and errors move by less than their noise; sums stay in single precision
-        with torch.autocast(fields.device.type, torch.bfloat16):
-            predicted = self.model.advance(fields)
-        return {"loss": (predicted - residual).square().mean()}
+        fields, residual = (x.unflatten(0, (-1, self.unroll)) for x in (fields, residual))
+        memory = torch.stack([self._disturbed(x, generator) for x in fields[:, 0, 2]])[:, None]
+        errors = []
+        for k in range(self.unroll):
+            inputs = torch.cat([fields[:, k, :2], memory], dim=1)
+            # half the time, and errors move by less than their noise; sums are in single precision
+            with torch.autocast(fields.device.type, torch.bfloat16):
+                memory = self.model.advance(inputs)
+            errors.append((memory - residual[:, k]).square().mean())
+        return {"loss": torch.stack(errors).mean()}
 
     def _disturbed(self, memory: Tensor, generator: torch.Generator) -> Tensor:
         eta, eta_white, chance = torch.rand(3, generator=generator).tolist()
@@ -224,6 +240,7 @@ def train_emulator(
     batch: int = 4,
     learning_rate: float = 2e-3,
     loss: Mapping[str, float] | None = None,
+    unroll: int = 1,
     run_dir: str | Path | None = None,
     **options: Any,
 ) -> list[dict[str, float]]:
@@ -234,12 +251,13 @@ def train_emulator(
         run: the run to learn from, that of the linear fits.
         held_out: another one, to watch; None watches nothing.
         steps, batch, learning_rate, run_dir, options: see :func:`densitykit.training.fit`.
-        loss: arguments of :class:`ResidualLoss`.
+        loss: other arguments of :class:`ResidualLoss`.
+        unroll: steps in a row that the loss looks at.
 
     Returns:
         One row a step, see :func:`densitykit.training.fit`.
     """
-    pairs = ResidualPairs(run, model.superposition, model.horizon)
+    pairs = ResidualPairs(run, model.superposition, model.horizon, unroll)
     net = model.residual_net
     change = pairs.base[pairs.lag :] - pairs.base[: -pairs.lag]
     net.set_scales(pairs.base, change, pairs.residual)
@@ -248,7 +266,7 @@ def train_emulator(
         longest = (len(watched.base) - 1) // watched.lag
         options["validate"] = partial(residual_error, net, watched, steps=min(40, longest))
     return fit(
-        ResidualLoss(net, **(loss or {})),
+        ResidualLoss(net, unroll=unroll, **(loss or {})),
         pairs,
         steps=steps,
         batch=batch,

@@ -117,6 +117,19 @@ def test_a_draw_is_one_pair_under_one_symmetry(pairs) -> None:
     assert len(found) == 8 and len(set(found)) > 3
 
 
+def test_steps_of_a_draw_follow_one_another(superposition) -> None:
+    """Under one symmetry: the residual after a step is the one before the next."""
+    pairs = ResidualPairs(liquid_run(n=N), superposition, 12.0, unroll=3)
+    assert len(pairs) == 40 - 3 * 2
+    fields, residual = (x.unflatten(0, (-1, 3)) for x in pairs.draw(4, step_generator(0, 0)))
+    assert fields.shape == (4, 3, 3, N, N, N) and residual.shape == (4, 3, 1, N, N, N)
+    assert torch.equal(fields[:, 1:, 2], residual[:, :-1, 0])
+    change = fields[:, 1:, 0] - fields[:, :-1, 0]
+    torch.testing.assert_close(fields[:, 1:, 1], change, rtol=0, atol=1e-6)
+    with pytest.raises(TrajectoryError, match="shorter than the horizon of 36.0 fs"):
+        ResidualPairs(liquid_run(n=N).isel(time=slice(6)), superposition, 12.0, unroll=3)
+
+
 def test_draws_follow_from_the_generator(pairs) -> None:
     (a, b), (c, d) = (pairs.draw(3, step_generator(1, 2)) for _ in range(2))
     assert torch.equal(a, c) and torch.equal(b, d)
@@ -185,6 +198,23 @@ def test_loss_is_the_mean_square_error() -> None:
     loss = ResidualLoss(Recorder(0.5))(x, residual, step_generator(0, 0))
     assert loss.keys() == {"loss"}
     torch.testing.assert_close(loss["loss"], (residual - 0.5).square().mean())
+
+
+class Doubler(nn.Module):
+    """Adds the base to twice the memory."""
+
+    def advance(self, fields: Tensor) -> Tensor:
+        return fields[:, :1] + 2 * fields[:, 2:]
+
+
+def test_unrolled_loss_feeds_on_its_own_memory() -> None:
+    x, residual = fields(6), fields(6)[:, :1] - 1
+    loss = ResidualLoss(Doubler(), unroll=2, **QUIET)(x, residual, step_generator(0, 0))
+    first, second = x[::2], x[1::2]
+    memory = first[:, 0] + 2 * first[:, 2]
+    errors = memory - residual[::2, 0], second[:, 0] + 2 * memory - residual[1::2, 0]
+    expected = torch.stack(errors).square().mean()
+    torch.testing.assert_close(loss["loss"], expected, rtol=1e-2, atol=0)  # bfloat16 inside
 
 
 def test_memory_without_noise_is_left() -> None:
@@ -283,6 +313,16 @@ def test_training_lowers_loss_and_error(superposition, pairs, trained) -> None:
     assert end["validation_l2"] < 0.85 * start["validation_l2"]
     assert end["validation_l2_after_5"] < 0.8 * start["validation_l2_after_5"]
     assert not model.residual_net.training
+
+
+def test_unrolled_training_runs(superposition, pairs) -> None:
+    model, rows = train(superposition, unroll=2)
+    assert mean_loss(rows[-8:]) < 0.75 * mean_loss(rows[:8])
+    start, end = (
+        residual_error(m.residual_net, pairs, steps=5, every=4)["validation_l2_after_5"]
+        for m in (untrained(superposition), model)
+    )
+    assert end < 0.8 * start
 
 
 def test_scales_are_those_of_the_run(pairs, trained) -> None:

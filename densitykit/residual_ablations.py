@@ -1,0 +1,134 @@
+r"""What a residual net needs: memory, noise on it, steps in a row, width, time step.
+
+In the emulator of `densitykit.models.nuclear` the density of given nuclei is a superposition and
+what a net adds to it, which sees what it has added before. Given the path of the nuclei, that net
+can be examined alone: it is driven along the path of a held-out run, and its error told after one
+step and after many. A net that lasts has the same error after both; one whose memory feeds on its
+own errors does not. Small nets here, trained briefly; one thing is changed at a time.
+
+One row per (variant, seed, metric) goes to a CSV file. What is there is not computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+import xarray as xr
+from lightning_fabric import Fabric
+
+from densitykit.errors import CheckpointError
+from densitykit.models import NuclearEmulator, load_model
+from densitykit.models.nuclear import ResidualNet
+from densitykit.nuclear_training import ResidualPairs, residual_error, train_emulator
+from densitykit.report import known_rows, merge_rows
+from densitykit.trajectory import open_split
+
+__all__ = ["RESIDUALS", "Residual", "run_residual_ablations"]
+
+SMALL = {"widths": (24, 48), "blocks": (1, 2)}
+QUIET = {"memory_noise": 0.0, "white_noise": 0.0}
+
+
+class Residual(NamedTuple):
+    """Arguments of the loss and of the net, time of a step in fs, steps in a row."""
+
+    loss: Mapping[str, float] = {}  # noqa: RUF012
+    net: Mapping[str, Any] = SMALL
+    horizon: float = 12.0
+    unroll: int = 1
+
+
+RESIDUALS = {
+    "small net": Residual(),
+    "no memory": Residual({"forget": 1.0}),
+    "no noise": Residual(QUIET),
+    "no white noise": Residual({"white_noise": 0.0}),
+    "no shifted noise": Residual({"memory_noise": 0.0}),
+    "two steps in a row": Residual(unroll=2),
+    "two steps in a row, no noise": Residual(QUIET, unroll=2),
+    "steps of 6 fs": Residual(horizon=6.0),
+    "steps of 24 fs": Residual(horizon=24.0),
+    "twice as wide": Residual(net=SMALL | {"widths": (48, 96)}),
+}
+COLUMNS = ["variant", "seed", "steps", "metric", "value"]
+DRIVEN = 480.0  # fs along the held-out path
+
+
+def run_residual_ablations(
+    data: str | Path,
+    checkpoint: str | Path,
+    out: Path,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    variants: Sequence[str] = tuple(RESIDUALS),
+    steps: int = 1000,
+    run_dir: Path = Path("runs/residuals"),
+) -> pd.DataFrame:
+    """Train and judge every variant with every seed, or what of it is not in the file yet.
+
+    Arguments:
+        data: store with splits train and validation; the latter judges.
+        checkpoint: of a `NuclearEmulator`, whose superposition all variants share.
+        out: CSV file; rows are added to what it holds.
+        seeds: of initial weights and training.
+        variants: names of `RESIDUALS`.
+        steps: of each training.
+        run_dir: states of trainings; an interrupted one is continued.
+
+    Returns:
+        All rows of the file: variant, seed, steps, metric, value.
+    """
+    rows, known = known_rows(out, COLUMNS, COLUMNS[:3])
+    todo = [(v, s) for s in seeds for v in variants if (v, s, steps) not in known]
+    if not todo:
+        return rows
+    train, held_out = (open_split(data, split).load() for split in ("train", "validation"))
+    model = load_model(checkpoint)
+    if not isinstance(model, NuclearEmulator):
+        raise CheckpointError(
+            f"{checkpoint}: a {type(model).__name__}; give an emulator with nuclei, such as "
+            "`python -m densitykit train nuclear` makes"
+        )
+    for variant, seed in todo:
+        folder = run_dir / f"{variant}, seed {seed}, {steps} steps"
+        new = _trained_and_judged(model, RESIDUALS[variant], train, held_out, seed, steps, folder)
+        new = pd.DataFrame({"metric": new.keys(), "value": new.values()})
+        new = new.assign(variant=variant, seed=seed, steps=steps)
+        rows = merge_rows(out, new[COLUMNS], COLUMNS[:3])
+    return rows
+
+
+def _trained_and_judged(
+    model: NuclearEmulator,
+    variant: Residual,
+    train: xr.Dataset,
+    held_out: xr.Dataset,
+    seed: int,
+    steps: int,
+    folder: Path,
+) -> dict[str, float]:
+    """Relative l2 errors of the density along a held-out path, and the time of the training."""
+    torch.manual_seed(seed)
+    model.residual_net, model.horizon = ResidualNet(**variant.net), variant.horizon
+    rows = train_emulator(
+        model,
+        train,
+        steps=steps,
+        seed=seed,
+        loss=variant.loss,
+        unroll=variant.unroll,
+        run_dir=folder,
+        ema=0.99,
+        fabric=Fabric(accelerator="cpu", devices=1),
+    )
+    pairs = ResidualPairs(held_out, model.superposition, model.horizon)
+    driven = round(DRIVEN / model.horizon)
+    errors = residual_error(model.residual_net, pairs, steps=driven, every=10)
+    after = f"rel l2 after {DRIVEN:g} fs"
+    return dict(zip(["rel l2 after a step", after], errors.values(), strict=True)) | {
+        "seconds of training": rows[-1]["seconds"]
+    }

@@ -1,0 +1,66 @@
+"""Ablations of the net that draws densities, on short stretches of the bundled run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from densitykit import residual_ablations as ablations
+from densitykit.errors import CheckpointError
+
+DATA = Path(__file__).parents[1] / "data"
+STORE = DATA / "lithium-800K.zarr"
+CHECKPOINTS = DATA / "checkpoints"
+TINY = {"widths": (8,), "blocks": (1,)}
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ninety frames, tiny nets, 48 fs."""
+    whole = ablations.open_split
+    monkeypatch.setattr(ablations, "open_split", lambda *a: whole(*a).isel(time=slice(90)))
+    monkeypatch.setattr(ablations, "DRIVEN", 48.0)
+    tiny = {k: v._replace(net=TINY) for k, v in ablations.RESIDUALS.items()}
+    monkeypatch.setattr(ablations, "RESIDUALS", tiny)
+
+
+def run(out: Path, names: list[str], checkpoint: str = "lithium-nuclear", seed: int = 0):
+    options = {"variants": names, "seeds": [seed], "steps": 3, "run_dir": out.parent / "runs"}
+    return ablations.run_residual_ablations(STORE, CHECKPOINTS / checkpoint, out, **options)
+
+
+def test_rows_grow_and_are_not_made_twice(
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["small net", "no memory", "no noise", "two steps in a row", "steps of 24 fs"]
+    out = tmp_path / "rows.csv"
+    rows = run(out, names)
+    assert set(rows.variant) == set(names) and np.isfinite(rows.value).all()
+    table = rows.pivot_table("value", "variant", "metric")
+    assert set(table) == {"rel l2 after a step", "rel l2 after 48 fs", "seconds of training"}
+    errors = table[["rel l2 after a step", "rel l2 after 48 fs"]]
+    assert errors.stack().between(0.005, 0.1).all()
+    assert errors["rel l2 after 48 fs"].nunique() == len(names)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(ablations, "train_emulator", fail)
+    pd.testing.assert_frame_equal(run(out, names), rows)
+    with pytest.raises(AssertionError, match="trained again"):
+        run(out, names, seed=1)
+
+
+def test_variants_change_one_thing_each() -> None:
+    base = ablations.RESIDUALS["small net"]
+    for name, residual in ablations.RESIDUALS.items():
+        changed = sum(a != b for a, b in zip(residual, base, strict=True))
+        assert changed == (name != "small net") + (name == "two steps in a row, no noise")
+
+
+def test_other_models_have_no_residual_net(short: None, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="a SurrogateUNet; give an emulator with nuclei"):
+        run(tmp_path / "rows.csv", ["small net"], "lithium-unet")
