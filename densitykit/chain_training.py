@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -25,9 +24,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from tqdm.auto import tqdm
 
 from densitykit.chain_maps import ChainSnapshots
-from densitykit.errors import CheckpointError
+from densitykit.keeper import Keeper, adam_state
 from densitykit.models.atomic_sum import AtomicSum1D, Surroundings
-from densitykit.models.checkpoint import load_state, save_state
 from densitykit.models.smooth_density import SmoothDensity1D, columns
 from densitykit.sampling import step_generator
 
@@ -105,10 +103,8 @@ class _AdamRun:
         self.optimizer = torch.optim.Adam(groups)
         self.tensors = {"least": self.least}
         for name, p in self.weights.items():
-            state = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p)}
-            state["exp_avg_sq"] = torch.zeros_like(p)
-            self.optimizer.state[p] = state
-            self.tensors |= {f"{key}.{name}": value for key, value in state.items()}
+            moments = adam_state(self.optimizer, p)
+            self.tensors |= {f"{key}.{name}": value for key, value in moments.items()}
             self.tensors |= {f"weight.{name}": p, f"best.{name}": self.best[name]}
         self.seen, self.checked = (d.seen_by(models[0]) for d in (training, validation))
         self.rho, self.reference = (d.density.to(self.seen.x) for d in (training, validation))
@@ -176,7 +172,7 @@ def train_ensemble(
     run = _AdamRun(models, training, validation, batch, seed)
     settings = {"epochs": epochs, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     settings |= {"rate": rate.__name__, "snapshots": len(training)}
-    keeper = _Keeper(run_dir, run.tensors, settings)
+    keeper = Keeper(run_dir, run.tensors, settings)
     rows = keeper.restore()
     started = time.process_time() - (rows[-1]["seconds"] if rows else 0.0)
     bar = tqdm(range(len(rows), epochs), label, epochs, initial=len(rows))
@@ -253,35 +249,3 @@ def _equations(
         for rows in tqdm(torch.arange(len(data)).split(batch), "equations"):
             M = [columns(model, seen.at(row[None]), n_points) for row in rows]
             yield torch.cat(M), data.density[rows].flatten().double()
-
-
-class _Keeper:
-    """Saves tensors that change in place, the settings they belong to, and the rows so far."""
-
-    def __init__(
-        self,
-        run_dir: str | Path | None,
-        tensors: Mapping[str, Tensor],
-        settings: Mapping[str, Any],
-    ) -> None:
-        self.dir = Path(run_dir) if run_dir is not None else None
-        self.tensors, self.settings = dict(tensors), dict(settings)
-
-    def save(self, rows: list[dict[str, float]]) -> None:
-        if self.dir is None:
-            return
-        path = self.dir / "state.safetensors"
-        save_state(path, self.tensors, step=len(rows), settings=self.settings, rows=rows)
-        pd.DataFrame(rows).to_csv(self.dir / "log.csv", index=False)
-
-    @torch.no_grad()
-    def restore(self) -> list[dict[str, float]]:
-        path = self.dir / "state.safetensors" if self.dir is not None else None
-        if path is None or not path.exists():
-            return []
-        saved, _, rows = load_state(path, self.settings)
-        if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in self.tensors.items()}:
-            raise CheckpointError(f"{path}: state of another model; use another run directory")
-        for name, values in saved.items():
-            self.tensors[name].copy_(values)
-        return rows

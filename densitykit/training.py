@@ -18,7 +18,6 @@ training killed at any moment continues with the loss curve of an uninterrupted 
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -30,9 +29,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from densitykit.errors import CheckpointError, ShapeError
+from densitykit.errors import ShapeError
+from densitykit.keeper import Keeper, adam_state
 from densitykit.metrics import spatial_sjsd, value_sjsd
-from densitykit.models.checkpoint import load_state, save_state
 from densitykit.models.diffusion import LatentDiffusion
 from densitykit.models.surrogate import StateMap, SurrogateUNet
 from densitykit.sampling import StatePairs, step_generator
@@ -220,8 +219,9 @@ def fit(
         "pairs": len(pairs),
         "objective": {"name": type(objective).__name__} | getattr(objective, "settings", {}),
     }
-    keeper = _Keeper(run_dir, trained, average, optimizer, settings)
-    first, rows = keeper.restore()
+    keeper = Keeper(run_dir, _remembered(trained, average, optimizer), settings)
+    rows = keeper.restore()
+    first = len(rows)
     started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     bar = tqdm(range(first, steps), label, steps, initial=first, disable=fabric.global_rank > 0)
     wrapped.train()
@@ -254,12 +254,23 @@ def fit(
         row["seconds"] = time.perf_counter() - started
         rows.append(row)
         if fabric.is_global_zero and ((step + 1) % save_every == 0 or step + 1 == steps):
-            keeper.save(step + 1, rows)
+            keeper.save(rows)
     with torch.no_grad():
         for p, mean in zip(trained, average, strict=True):
             p.copy_(mean)
     objective.eval()
     return rows
+
+
+def _remembered(
+    trained: list[Tensor], average: list[Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Weights, their average, and the moments of Adam, which are made for it."""
+    tensors = {}
+    for i, (p, mean) in enumerate(zip(trained, average, strict=True)):
+        moments = {f"{name}.{i}": x for name, x in adam_state(optimizer, p).items()}
+        tensors |= {f"weight.{i}": p, f"average.{i}": mean} | moments
+    return tensors
 
 
 class _Swapped:
@@ -277,72 +288,6 @@ class _Swapped:
 
     def __exit__(self, *exception: object) -> None:
         self._swap()
-
-
-class _Keeper:
-    """Writes and restores the state of a training; safetensors, never pickle."""
-
-    def __init__(
-        self,
-        run_dir: str | Path | None,
-        trained: list[Tensor],
-        average: list[Tensor],
-        optimizer: torch.optim.Optimizer,
-        settings: dict[str, int],
-    ) -> None:
-        self.dir = Path(run_dir) if run_dir is not None else None
-        self.trained, self.average, self.optimizer, self.settings = (
-            trained,
-            average,
-            optimizer,
-            settings,
-        )
-
-    def _tensors(self) -> dict[str, Tensor]:
-        out = {f"weight.{i}": p for i, p in enumerate(self.trained)}
-        out |= {f"average.{i}": p for i, p in enumerate(self.average)}
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            out |= {f"{name}.{i}": value for name, value in moments.items()}
-        return out
-
-    def save(self, step: int, rows: list[dict[str, float]]) -> None:
-        if self.dir is None:
-            return
-        path = self.dir / "state.safetensors"
-        save_state(path, self._tensors(), step=step, settings=self.settings, rows=rows)
-        _write_log(self.dir / "log.csv", rows)
-
-    def restore(self) -> tuple[int, list[dict[str, float]]]:
-        path = self.dir / "state.safetensors" if self.dir is not None else None
-        if path is None or not path.exists():
-            return 0, []
-        tensors, step, rows = load_state(path, self.settings)
-        self._load(tensors, path)
-        return step, rows
-
-    def _load(self, tensors: dict[str, Tensor], path: Path) -> None:
-        count = len(self.trained)
-        names = ("step", "exp_avg", "exp_avg_sq")
-        expected = {f"step.{i}": () for i in range(count)}
-        for name in ("weight", "average", *names[1:]):
-            expected |= {f"{name}.{i}": tuple(p.shape) for i, p in enumerate(self.trained)}
-        if {k: tuple(v.shape) for k, v in tensors.items()} != expected:
-            raise CheckpointError(f"{path}: state of another model; use another run directory")
-        with torch.no_grad():
-            for i in range(count):
-                self.trained[i].copy_(tensors[f"weight.{i}"])
-                self.average[i].copy_(tensors[f"average.{i}"])
-        state = {i: {n: tensors[f"{n}.{i}"] for n in names} for i in range(count)}
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _write_log(path: Path, rows: list[dict[str, float]]) -> None:
-    fields = list(dict.fromkeys(k for row in rows for k in row))
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def train_latent_diffusion(

@@ -334,14 +334,14 @@ def test_resumed_training_equals_an_uninterrupted_one(
         return model, train_ensemble([model], *metal, rate=cosine_rate, **options)
 
     whole, rows = run(None)
-    save = chain_training._Keeper.save
+    save = chain_training.Keeper.save
 
     def save_and_die(keeper, rows) -> None:
         save(keeper, rows)
         if len(rows) == 4:
             raise Killed
 
-    monkeypatch.setattr(chain_training._Keeper, "save", save_and_die)
+    monkeypatch.setattr(chain_training.Keeper, "save", save_and_die)
     with pytest.raises(Killed):
         run(tmp_path)
     monkeypatch.undo()

@@ -2,7 +2,6 @@
 
 ``save_model(model, "li.safetensors")`` writes ``li.safetensors`` and ``li.json``. Neither can
 execute code when it is loaded: the class is looked up by name among the models of this package.
-The state of an unfinished training is one file, tensors with what they belong to.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save, save_file
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
 
 from densitykit import __version__
 from densitykit.errors import CheckpointError
@@ -29,11 +28,9 @@ from densitykit.models.surrogate import SurrogateUNet
 __all__ = [
     "MODELS",
     "load_model",
-    "load_state",
     "read_arguments",
     "read_provenance",
     "save_model",
-    "save_state",
 ]
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -157,53 +154,3 @@ def _read_card(path: Path) -> dict[str, Any]:
             f"{path}: field 'model' is '{card['model']}'; known: {sorted(MODELS)}"
         )
     return card
-
-
-def save_state(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    *,
-    step: int,
-    settings: Mapping[str, Any],
-    rows: list[dict[str, float]],
-) -> None:
-    """Replace the state of a training in one piece.
-
-    Arguments:
-        path: of the file; its folder is made if need be.
-        tensors: all that the training remembers.
-        step: steps done.
-        settings: what must be the same when it is continued.
-        rows: of its log so far.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    meta = {"step": str(step), "settings": json.dumps(settings), "rows": json.dumps(rows)}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    save_file(tensors, f"{path}.part", metadata=meta)
-    os.replace(f"{path}.part", path)
-
-
-def load_state(
-    path: Path, settings: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], int, list[dict[str, float]]]:
-    """Tensors, step and rows of `save_state`.
-
-    Raises:
-        CheckpointError: the file is broken, no state, or one of a training with other settings.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata()
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: not a whole training state ({error}); delete it"
-        ) from error
-    if meta is None or not {"step", "settings", "rows"} <= meta.keys():
-        raise CheckpointError(f"{path}: not a training state; use another run directory")
-    if json.loads(meta["settings"]) != settings:
-        raise CheckpointError(
-            f"{path}: made with settings {meta['settings']}, not {json.dumps(settings)}; "
-            "use these settings or another run directory"
-        )
-    return tensors, int(meta["step"]), json.loads(meta["rows"])
