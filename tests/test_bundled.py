@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 import zarr
 
 from densitykit.baselines import FourierLinearMap
@@ -57,6 +59,28 @@ def test_the_store_is_small():
     """15 ps of lithium are 53 MB; `test_house` has the limits of files and of the folder."""
     size = sum(file.stat().st_size for file in STORE.rglob("*") if file.is_file())
     assert 1e6 < size <= 55e6
+
+
+@pytest.mark.parametrize(
+    ("name", "electrons"), [("ethane", 14), ("isobutane", 26), ("butane", 26)]
+)
+def test_snapshots_of_molecules(name, electrons):
+    """Valid, all different, in three splits, with the electrons and the forces of a molecule."""
+    store = DATA / f"{name}.zarr"
+    assert validate_trajectory(store) == []
+    splits = {part: open_split(store, part) for part in ("train", "validation", "test")}
+    assert {part: run.sizes["time"] for part, run in splits.items()} == {
+        "train": 100,
+        "validation": 10,
+        "test": 10,
+    }
+    every = xr.concat([*splits.values()], "time", data_vars="minimal").load()
+    assert len(np.unique(every.time)) == 120
+    moved = np.abs(np.diff(every.positions, axis=0)).max(axis=(1, 2))
+    assert moved.min() > 0.1
+    counted = n_electrons(every.density.values, every.cell.values)
+    np.testing.assert_allclose(counted, electrons, atol=0.015)  # samples, not a Fourier series
+    assert np.abs(every.forces.sum("atom")).max() < 0.02 < every.forces.std()
 
 
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
