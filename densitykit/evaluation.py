@@ -176,12 +176,17 @@ def _drift(density: np.ndarray, cell: np.ndarray) -> float:
 
 
 def seconds_per_step(step: Step, state: Tensor, repeats: int = 10, threads: int = 1) -> float:
-    """Median wall time of a step of a rollout from one state, on ``threads`` cores or the GPU."""
+    """Median wall time of a step of a rollout, on ``threads`` cores or the GPU of the map.
+
+    ``state`` is one (C, X, Y, Z), or a batch (B, C, X, Y, Z) that takes its steps at once.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     seconds = []
     try:
-        memory, advance, show = remembering(step, state[None].to(device_of(step)))
+        memory, advance, show = remembering(
+            step, state.reshape(-1, *state.shape[-4:]).to(device_of(step))
+        )
         show(advance(memory))
         for _ in range(repeats):
             started = time.perf_counter()
@@ -192,14 +197,14 @@ def seconds_per_step(step: Step, state: Tensor, repeats: int = 10, threads: int 
     return float(np.median(seconds))
 
 
-def matrix_rate(n: int = 1536, repeats: int = 5) -> float:
-    """Floating-point operations per second of a float32 matrix product."""
-    a = torch.randn(n, n)
+def matrix_rate(n: int = 1536, repeats: int = 5, device: torch.device | str = "cpu") -> float:
+    """Floating-point operations per second of a product of matrices (n, n)."""
+    a = torch.randn(n, n, device=device)
     a @ a
     best = float("inf")
     for _ in range(repeats):
         started = time.perf_counter()
-        a @ a
+        (a @ a)[0, 0].item()  # waits for a GPU
         best = min(best, time.perf_counter() - started)
     return 2 * n**3 / best
 
