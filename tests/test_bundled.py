@@ -18,7 +18,7 @@ from densitykit.metrics import relative_l2, split_half_floor
 from densitykit.models import NuclearEmulator, load_model, read_provenance
 from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import StatePairs, load_pairs
-from densitykit.trajectory import open_split
+from densitykit.trajectory import open_split, open_trajectory
 from densitykit.transforms import LogNormal
 from densitykit.validation import validate_trajectory
 from densitykit.verdict import verdict
@@ -61,26 +61,39 @@ def test_the_store_is_small():
     assert 1e6 < size <= 55e6
 
 
-@pytest.mark.parametrize(
-    ("name", "electrons"), [("ethane", 14), ("isobutane", 26), ("butane", 26)]
-)
-def test_snapshots_of_molecules(name, electrons):
-    """Valid, all different, in three splits, with the electrons and the forces of a molecule."""
-    store = DATA / f"{name}.zarr"
-    assert validate_trajectory(store) == []
-    splits = {part: open_split(store, part) for part in ("train", "validation", "test")}
-    assert {part: run.sizes["time"] for part, run in splits.items()} == {
-        "train": 100,
-        "validation": 10,
-        "test": 10,
-    }
+MOLECULES = {"ethane": 14, "isobutane": 26, "butane": 26}
+SNAPSHOTS = [*MOLECULES, *(f"aluminium/32-{T}K" for T in (300, 600, 900))]
+
+
+@pytest.mark.parametrize("name", SNAPSHOTS)
+def test_snapshots(name):
+    """All different, in three splits, with the electrons they should have, no net force."""
+    store, _, run = name.partition("/")
+    store, run = DATA / f"{store}.zarr", run and f"-{run}"
+    splits = {part: open_split(store, part + run) for part in ("train", "validation", "test")}
+    lengths = [part.sizes["time"] for part in splits.values()]
+    assert lengths == ([28, 4, 8] if run else [100, 10, 10])
     every = xr.concat([*splits.values()], "time", data_vars="minimal").load()
-    assert len(np.unique(every.time)) == 120
+    assert len(np.unique(every.time)) == sum(lengths)
     moved = np.abs(np.diff(every.positions, axis=0)).max(axis=(1, 2))
     assert moved.min() > 0.1
+    electrons = MOLECULES.get(name, 96)
     counted = n_electrons(every.density.values, every.cell.values)
-    np.testing.assert_allclose(counted, electrons, atol=0.015)  # samples, not a Fourier series
+    # molecules are samples of the density, aluminium is a Fourier series
+    np.testing.assert_allclose(counted, electrons, atol=1e-3 if run else 0.015)
     assert np.abs(every.forces.sum("atom")).max() < 0.02 < every.forces.std()
+
+
+@pytest.mark.parametrize("name", [*MOLECULES, "aluminium"])
+def test_stores_of_snapshots_are_valid(name):
+    assert validate_trajectory(DATA / f"{name}.zarr") == []
+
+
+def test_hot_aluminium_is_looser():
+    """Forces grow with the temperature, and the cell with them."""
+    runs = [open_trajectory(DATA / "aluminium.zarr" / f"32-{T}K") for T in (300, 600, 900)]
+    assert (np.diff([float(run.forces.std()) for run in runs]) > 0.1).all()
+    assert (np.diff([run.cell.values[0, 0] for run in runs]) > 0.03).all()
 
 
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
