@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from densitykit import residual_ablations as ablations
 from densitykit.errors import CheckpointError
@@ -59,6 +60,17 @@ def test_variants_change_one_thing_each() -> None:
     for name, residual in ablations.RESIDUALS.items():
         changed = sum(a != b for a, b in zip(residual, base, strict=True))
         assert changed == (name != "small net") + (name == "two steps in a row, no noise")
+
+
+def test_a_forgetful_net_knows_nothing_of_its_memory() -> None:
+    torch.manual_seed(0)
+    net = ablations.ForgetfulNet(**TINY)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    base, before, e = torch.randn(3, 1, 8, 8, 8)
+    drawn = net(base, before, e)
+    assert drawn.std() > 0 and torch.equal(drawn, net(base, before, 0 * e))
+    assert not torch.equal(drawn, net(base, 2 * before, e))
 
 
 def test_other_models_have_no_residual_net(short: None, tmp_path: Path) -> None:
