@@ -13,9 +13,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from densitykit.evaluation import ab_initio_seconds, matrix_rate, seconds_per_step
+from densitykit.evaluation import (
+    ab_initio_seconds,
+    matrix_rate,
+    operations_per_step,
+    seconds_per_step,
+)
 from densitykit.models import load_model
 from densitykit.sampling import load_pairs
 from densitykit.trajectory import open_split
@@ -33,12 +37,8 @@ def main() -> None:
     print(f"{'model':<24}{'GFLOP':>8}{'ms/step':>9}{'of limit':>10}{'x ab initio':>13}")
     for path in sorted(Path("data/checkpoints").glob("lithium-*.safetensors")):
         model = load_model(path)
-        with FlopCounterMode(display=False) as counter:  # it does not know oneDNN's for one
-            model(test.given(model, slice(0, 2)))
-        operations, seconds = (
-            counter.get_total_flops() / 2,
-            seconds_per_step(model, test.given(model, 0)),
-        )
+        operations = operations_per_step(model, test)
+        seconds = seconds_per_step(model, test.given(model, 0))
         share = operations / seconds / limit
         print(
             f"{path.stem:<24}{operations / 1e9:>8.2f}{seconds * 1e3:>9.1f}{share:>10.0%}"

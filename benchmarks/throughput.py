@@ -13,22 +13,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from densitykit.evaluation import matrix_rate, seconds_per_step
+from densitykit.evaluation import matrix_rate, operations_per_step, seconds_per_step
 from densitykit.models import load_model
-from densitykit.sampling import StatePairs, load_pairs
+from densitykit.sampling import load_pairs
 
 DATA = "data/lithium-800K.zarr"
-
-
-def operations(model: nn.Module, pairs: StatePairs) -> float:
-    """Floating-point operations of a step of one member, counted on two."""
-    device = next(model.parameters()).device
-    with FlopCounterMode(display=False) as counter:  # it does not know oneDNN's for one
-        model(pairs.given(model, slice(0, 2)).to(device))
-    return counter.get_total_flops() / 2
 
 
 def main() -> None:
@@ -43,7 +33,7 @@ def main() -> None:
     test = load_pairs(DATA, "test", 12.0)
     for path in sorted(Path("data/checkpoints").glob("lithium-*.safetensors")):
         model = load_model(path).to(device)
-        flop = operations(model, test)
+        flop = operations_per_step(model, test)
         for batch in batches:
             states = test.given(model, torch.arange(batch) * (len(test) // batch))
             rate = batch / seconds_per_step(model, states, repeats=5)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -212,6 +213,12 @@ def _ablate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _print_spread(rows: pd.DataFrame) -> None:
+    """Mean and deviation over seeds."""
+    table = rows.groupby(["metric", "variant"], sort=False)["value"].agg(["mean", "std"])
+    print(table.to_string(float_format="{:.3g}".format))
+
+
 def _motion(arguments: argparse.Namespace) -> int:
     """Ablations of the motion of the nuclei."""
     rows = run_motion_ablations(
@@ -221,8 +228,7 @@ def _motion(arguments: argparse.Namespace) -> int:
         seeds=arguments.seeds,
         variants=arguments.variants,
     )
-    table = rows.groupby(["metric", "variant"], sort=False)["value"].agg(["mean", "std"])
-    print(table.to_string(float_format="{:.3g}".format))
+    _print_spread(rows)
     return 0
 
 
@@ -238,8 +244,7 @@ def _residual(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         run_dir=arguments.run_dir,
     )
-    table = rows.groupby(["metric", "variant"], sort=False)["value"].agg(["mean", "std"])
-    print(table.to_string(float_format="{:.3g}".format))
+    _print_spread(rows)
     return 0
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from densitykit.correlations import block_bootstrap, structure_factor
 from densitykit.errors import ShapeError, TrajectoryError
@@ -30,6 +31,7 @@ __all__ = [
     "matrix_rate",
     "one_step_errors",
     "one_step_table",
+    "operations_per_step",
     "rollout_table",
     "seconds_per_step",
     "standardised",
@@ -195,6 +197,14 @@ def seconds_per_step(step: Step, state: Tensor, repeats: int = 10, threads: int 
     finally:
         torch.set_num_threads(before)
     return float(np.median(seconds))
+
+
+def operations_per_step(step: Step, pairs: StatePairs) -> float:
+    """Floating-point operations of one member's step, counted on two members of ``pairs``."""
+    states = pairs.given(step, slice(0, 2)).to(device_of(step))
+    with FlopCounterMode(display=False) as counter:  # it does not know oneDNN's for one
+        step(states)
+    return counter.get_total_flops() / 2
 
 
 def matrix_rate(n: int = 1536, repeats: int = 5, device: torch.device | str = "cpu") -> float:

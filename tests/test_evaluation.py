@@ -13,6 +13,7 @@ from densitykit.evaluation import (
     error_curves,
     one_step_errors,
     one_step_table,
+    operations_per_step,
     rollout_table,
     seconds_per_step,
     wide_table,
@@ -182,3 +183,9 @@ def test_wide_table_shows_what_could_not_be_computed():
     wide = wide_table([table])
     assert list(wide.index) == ["a", "b"] and list(wide) == ["l1", "l2"]
     assert wide.loc["a", "l1"] == 1 and wide.isna().sum().sum() == 3
+
+
+def test_operations_are_those_of_one_member():
+    """A linear map along z: N^3 points, N products and N sums each, for rho and for its rate."""
+    weights = torch.eye(N)
+    assert operations_per_step(lambda x: x @ weights, growing()) == 2 * 2 * N**3 * N
