@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from scipy.stats import t as student
 from densitykit.evaluation import error_curves, one_step_table, rollout_table
 from densitykit.models import LatentDiffusion, StateMap, SurrogateUNet, load_model
 from densitykit.models.checkpoint import read_arguments
-from densitykit.report import known_rows, merge_rows
+from densitykit.report import complete_rows
 from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import StatePairs, load_pairs
 from densitykit.training import adopt_autoencoder, train_latent_diffusion, train_surrogate
@@ -109,27 +110,26 @@ def run_ablations(
     Returns:
         All rows of the file: variant, seed, steps, metric, value.
     """
-    rows, known = known_rows(out, COLUMNS, COLUMNS[:3])
-    todo = [(v, s) for s in seeds for v in variants if (v, s, steps) not in known]
-    if not todo:
-        return rows
-    horizons = {v: _horizon(VARIANTS[v], autoencoder) for v, _ in todo}
-    pairs = {h: [load_pairs(data, x, h) for x in ("train", "test")] for h in {*horizons.values()}}
-    for name, seed in todo:
-        print(f"{name}, seed {seed}", flush=True)
-        variant, (train, test) = VARIANTS[name], pairs[horizons[name]]
+
+    @cache
+    def pairs(horizon: float) -> list[StatePairs]:
+        return [load_pairs(data, split, horizon) for split in ("train", "test")]
+
+    def judged(name: str, seed: int, steps: int) -> pd.DataFrame:
+        variant = VARIANTS[name]
+        train, test = pairs(_horizon(variant, autoencoder))
         torch.manual_seed(seed)
         folder = run_dir / f"{_trained_as(name)}, seed {seed}, {steps} steps"
         options = RECIPE | {"steps": steps, "seed": seed, "run_dir": folder}
         if isinstance(variant, Latent):
             model = _latent(variant, autoencoder, train, autoencoder_steps, options)
-            new = [_errors(model, test), _statistics(model, train, test, rollout_steps, seed)]
-        else:
-            train, test = (x if variant.rate else _resting(x) for x in (train, test))
-            new = [_errors(_plain(variant, autoencoder, train, options), test)]
-        new = pd.concat(new).assign(variant=name, seed=seed, steps=steps)
-        rows = merge_rows(out, new[COLUMNS], COLUMNS[:3])
-    return rows
+            statistics = _statistics(model, train, test, rollout_steps, seed)
+            return pd.concat([_errors(model, test), statistics])
+        train, test = (x if variant.rate else _resting(x) for x in (train, test))
+        return _errors(_plain(variant, autoencoder, train, options), test)
+
+    wanted = [(v, s, steps) for s in seeds for v in variants]
+    return complete_rows(out, COLUMNS, COLUMNS[:3], wanted, judged)
 
 
 def _horizon(variant: Latent | Plain, autoencoder: Path) -> float:

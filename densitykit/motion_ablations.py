@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +27,11 @@ import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from densitykit.grid import minimum_image
-from densitykit.models import NuclearEmulator, load_model
+from densitykit.models import NuclearEmulator, load_nuclear
 from densitykit.models.force_field import LinearForceField, fit_force_field
-from densitykit.report import known_rows, merge_rows
+from densitykit.report import complete_rows
 from densitykit.sampling import frames_apart, step_generator
 from densitykit.tracks import implied_temperature
 from densitykit.trajectory import open_split
@@ -89,25 +89,23 @@ def run_motion_ablations(
     Returns:
         All rows of the file: variant, seed, metric, value.
     """
-    rows, known = known_rows(out, COLUMNS, COLUMNS[:2])
     train, test = (open_split(data, split) for split in ("train", "test"))
-    model, fields = load_model(checkpoint), {}
-    for name in variants:
-        todo = [seed for seed in seeds if (name, seed) not in known]
-        if not todo:
-            continue
-        field, model.substeps, relaxation = MOTIONS[name]
-        key = json.dumps(field, sort_keys=True)
-        if key not in fields:
-            fields[key] = fit_force_field(train, **field)
-        model.force_field = fields[key]
+    model = load_nuclear(checkpoint)
+
+    @cache
+    def fitted(arguments: str) -> LinearForceField:
+        return fit_force_field(train, **json.loads(arguments))
+
+    def judged(variant: str, seed: int) -> pd.DataFrame:
+        arguments, model.substeps, relaxation = MOTIONS[variant]
+        model.force_field = fitted(json.dumps(arguments, sort_keys=True))
         model.relaxation = relaxation or np.inf
-        for seed in tqdm(todo, name):
-            new = _force_error(model.force_field, test) | _path_errors(model, test, seed)
-            new |= _statistics(model, test, seed, relaxation is not None)
-            new = pd.DataFrame({"metric": new.keys(), "value": new.values()})
-            rows = merge_rows(out, new.assign(variant=name, seed=seed)[COLUMNS], COLUMNS[:2])
-    return rows
+        new = _force_error(model.force_field, test) | _path_errors(model, test, seed)
+        new |= _statistics(model, test, seed, relaxation is not None)
+        return pd.DataFrame({"metric": new.keys(), "value": new.values()})
+
+    wanted = [(v, s) for v in variants for s in seeds]
+    return complete_rows(out, COLUMNS, COLUMNS[:2], wanted, judged)
 
 
 def _force_error(field: LinearForceField, test: xr.Dataset) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from densitykit import __version__
 
-__all__ = ["known_rows", "merge_rows", "write_report"]
+__all__ = ["complete_rows", "merge_rows", "write_report"]
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -68,12 +68,41 @@ def write_report(
     os.replace(part, path)
 
 
-def known_rows(
-    path: Path, columns: Sequence[str], keys: Sequence[str]
-) -> tuple[pd.DataFrame, set[tuple]]:
-    """All rows of a CSV file of `merge_rows`, which may not exist yet, and the keys it holds."""
+def complete_rows(
+    path: Path,
+    columns: Sequence[str],
+    keys: Sequence[str],
+    wanted: Sequence[tuple],
+    make: Callable[..., pd.DataFrame],
+) -> pd.DataFrame:
+    """Make what a CSV file lacks, piece by piece; a kill loses the piece in work.
+
+    Parameters
+    ----------
+    path
+        The file; it may not exist yet.
+    columns
+        Of the file.
+    keys
+        Those of them that say what a row is about.
+    wanted
+        Values of the keys, of all pieces that the file shall hold.
+    make
+        Called with the values of one piece; returns its rows, without the keys.
+
+    Returns
+    -------
+    pandas.DataFrame
+        All that the file holds then.
+    """
     rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*columns])
-    return rows, set(rows[[*keys]].itertuples(index=False, name=None))
+    known = set(rows[[*keys]].itertuples(index=False, name=None))
+    for piece in wanted:
+        if piece not in known:
+            print(", ".join(f"{k} {v}" for k, v in zip(keys, piece, strict=True)), flush=True)
+            new = make(*piece).assign(**dict(zip(keys, piece, strict=True)))
+            rows = merge_rows(path, new.reindex(columns=[*columns]), keys)
+    return rows
 
 
 def merge_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ One row per (variant, seed, metric) goes to a CSV file. What is there is not com
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,10 @@ import xarray as xr
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from densitykit.errors import CheckpointError
-from densitykit.models import NuclearEmulator, load_model
+from densitykit.models import NuclearEmulator, load_nuclear
 from densitykit.models.nuclear import ResidualNet
 from densitykit.nuclear_training import ResidualPairs, residual_error, train_emulator
-from densitykit.report import known_rows, merge_rows
+from densitykit.report import complete_rows
 from densitykit.trajectory import open_split
 
 __all__ = ["RESIDUALS", "Residual", "run_residual_ablations"]
@@ -91,31 +91,26 @@ def run_residual_ablations(
     Returns:
         All rows of the file: variant, seed, steps, metric, value.
     """
-    rows, known = known_rows(out, COLUMNS, COLUMNS[:3])
-    todo = [(v, s) for s in seeds for v in variants if (v, s, steps) not in known]
-    if not todo:
-        return rows
-    train, held_out = (open_split(data, split).load() for split in ("train", "validation"))
-    model = load_model(checkpoint)
-    if not isinstance(model, NuclearEmulator):
-        raise CheckpointError(
-            f"{checkpoint}: a {type(model).__name__}; give an emulator with nuclei, such as "
-            "`python -m densitykit train nuclear` makes"
-        )
-    for variant, seed in todo:
+
+    @cache
+    def loaded() -> tuple[NuclearEmulator, xr.Dataset, xr.Dataset]:
+        train, held_out = (open_split(data, split).load() for split in ("train", "validation"))
+        return load_nuclear(checkpoint), train, held_out
+
+    def judged(variant: str, seed: int, steps: int) -> pd.DataFrame:
         folder = run_dir / f"{variant}, seed {seed}, {steps} steps"
-        new = _trained_and_judged(model, RESIDUALS[variant], train, held_out, seed, steps, folder)
-        new = pd.DataFrame({"metric": new.keys(), "value": new.values()})
-        new = new.assign(variant=variant, seed=seed, steps=steps)
-        rows = merge_rows(out, new[COLUMNS], COLUMNS[:3])
-    return rows
+        new = _trained_and_judged(*loaded(), RESIDUALS[variant], seed, steps, folder)
+        return pd.DataFrame({"metric": new.keys(), "value": new.values()})
+
+    wanted = [(v, s, steps) for s in seeds for v in variants]
+    return complete_rows(out, COLUMNS, COLUMNS[:3], wanted, judged)
 
 
 def _trained_and_judged(
     model: NuclearEmulator,
-    variant: Residual,
     train: xr.Dataset,
     held_out: xr.Dataset,
+    variant: Residual,
     seed: int,
     steps: int,
     folder: Path,

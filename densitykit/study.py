@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +28,7 @@ import xarray as xr
 from densitykit.ensembles import ensemble_scores
 from densitykit.evaluation import one_step_table
 from densitykit.models import StateMap, load_model
-from densitykit.report import known_rows, merge_rows
+from densitykit.report import complete_rows
 from densitykit.rollout import Step, Thermostat, rollout
 from densitykit.sampling import StatePairs, load_pairs
 from densitykit.trajectory import open_split, open_trajectory
@@ -69,25 +70,26 @@ def run_study(
         All rows of the file, with the columns of `densitykit.verdict.verdict` and model, part,
         seed and lead (fs; of ensembles only).
     """
-    rows, known = known_rows(out, COLUMNS, KEYS)
-    keys = [(p, seed) for p in parts for seed in (seeds if p.startswith("10 ps") else seeds[:1])]
-    todo = [
-        (path, *key)
-        for path in checkpoints
-        for key in keys
-        if (path.stem, *key) not in known and _applies(key[0], path)
+
+    @cache
+    def loaded() -> tuple[list[StatePairs], list[xr.Dataset]]:
+        pairs = [load_pairs(data, split, horizon) for split in ("train", "test")]
+        return pairs, [open_split(data, split) for split in ("test", "train")]
+
+    def examined(model: str, part: str, seed: int) -> pd.DataFrame:
+        (train, test), runs = loaded()
+        place = run_dir / model / f"{part}, seed {seed}.zarr"
+        return _examined(load_model(named[model]), part, seed, train, test, runs, place)
+
+    named = {path.stem: path for path in checkpoints}
+    wanted = [
+        (model, part, seed)
+        for model, path in named.items()
+        for part in parts
+        if _applies(part, path)
+        for seed in (seeds if part.startswith("10 ps") else seeds[:1])
     ]
-    if not todo:
-        return rows
-    train, test = (load_pairs(data, split, horizon) for split in ("train", "test"))
-    runs = [open_split(data, split) for split in ("test", "train")]
-    for path, part, seed in todo:
-        print(f"{path.stem}, {part}, seed {seed}", flush=True)
-        place = run_dir / path.stem / f"{part}, seed {seed}.zarr"
-        new = _examined(load_model(path), part, seed, train, test, runs, place)
-        key = dict(zip(KEYS, (path.stem, part, seed), strict=True))
-        rows = merge_rows(out, new.assign(**key).reindex(columns=COLUMNS), KEYS)
-    return rows
+    return complete_rows(out, COLUMNS, KEYS, wanted, examined)
 
 
 def _applies(part: str, checkpoint: Path) -> bool:

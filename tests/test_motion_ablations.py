@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from densitykit import motion_ablations as ablations
+from densitykit.errors import CheckpointError
 
 DATA = Path(__file__).parents[1] / "data"
 STORE = DATA / "lithium-800K.zarr"
@@ -63,6 +64,12 @@ def test_nothing_is_computed_twice(
     pd.testing.assert_frame_equal(again, table)
     with pytest.raises(AssertionError, match="fitted again"):
         ablations.run_motion_ablations(STORE, NUCLEAR, out, seeds=[1], variants=SOME)
+
+
+def test_other_models_have_no_nuclei(tmp_path: Path) -> None:
+    unet = NUCLEAR.with_name("lithium-unet")
+    with pytest.raises(CheckpointError, match="a SurrogateUNet; give an emulator with nuclei"):
+        ablations.run_motion_ablations(STORE, unet, tmp_path / "rows.csv", variants=SOME)
 
 
 def test_variants_change_one_thing_each() -> None:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
-from densitykit.report import merge_rows
+from densitykit.report import complete_rows, merge_rows
 
 
 def test_rows_of_one_key_are_replaced(tmp_path: Path) -> None:
@@ -21,3 +22,22 @@ def test_rows_of_one_key_stay_together_in_their_order(tmp_path: Path) -> None:
     assert rows.model.tolist() == ["a", "a", "b", "b", "b"]
     assert rows.value.tolist() == [9.0, 8.0, 3.0, 1.0, 2.0]
     assert not path.with_suffix(".part").exists()
+
+
+def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
+    path, columns, made = tmp_path / "r.csv", ["model", "seed", "value"], []
+
+    def make(model: str, seed: int) -> pd.DataFrame:
+        if (model, seed) == ("b", 1):
+            raise KeyboardInterrupt
+        made.append((model, seed))
+        return pd.DataFrame({"value": [float(seed)], "unasked": 1})
+
+    wanted = [("b", 0), ("a", 0), ("b", 1), ("a", 1)]
+    with pytest.raises(KeyboardInterrupt):
+        complete_rows(path, columns, columns[:2], wanted, make)
+    assert made == wanted[:2]
+    rows = complete_rows(path, columns, columns[:2], [*wanted[:2], ("a", 7)], make)
+    assert made == [*wanted[:2], ("a", 7)] and list(rows) == columns
+    assert rows.values.tolist() == [["a", 0, 0.0], ["a", 7, 7.0], ["b", 0, 0.0]]
+    assert complete_rows(tmp_path / "none.csv", columns, columns[:2], [], make).empty

@@ -1,7 +1,7 @@
 """One-step maps of the density state and their checkpoints."""
 
 from densitykit.models.autoencoder import Autoencoder
-from densitykit.models.checkpoint import load_model, read_provenance, save_model
+from densitykit.models.checkpoint import load_model, load_nuclear, read_provenance, save_model
 from densitykit.models.deep_density import DeepDensity1D
 from densitykit.models.diffusion import LatentDiffusion
 from densitykit.models.nuclear import NuclearEmulator
@@ -17,6 +17,7 @@ __all__ = [
     "StateMap",
     "SurrogateUNet",
     "load_model",
+    "load_nuclear",
     "read_provenance",
     "save_model",
 ]

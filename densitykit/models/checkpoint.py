@@ -28,6 +28,7 @@ from densitykit.models.surrogate import SurrogateUNet
 __all__ = [
     "MODELS",
     "load_model",
+    "load_nuclear",
     "read_arguments",
     "read_provenance",
     "save_model",
@@ -116,6 +117,21 @@ def load_model(path: str | Path) -> nn.Module:
             "use a card and weights of one training"
         ) from error
     return model.eval()
+
+
+def load_nuclear(path: str | Path) -> NuclearEmulator:
+    """The emulator with nuclei of a checkpoint.
+
+    Raises:
+        CheckpointError: as :func:`load_model`, and if it is of another model.
+    """
+    model = load_model(path)
+    if not isinstance(model, NuclearEmulator):
+        raise CheckpointError(
+            f"{path}: a {type(model).__name__}; give an emulator with nuclei, such as "
+            "`python -m densitykit train nuclear` makes"
+        )
+    return model
 
 
 def read_arguments(path: str | Path) -> dict[str, Any]:
