@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import combinations_with_replacement, product
 
 import numpy as np
@@ -79,6 +80,16 @@ def test_forces_are_the_differences_of_energy() -> None:
     steps = h * torch.eye(15, dtype=torch.float64).reshape(15, 5, 3)
     difference = field.energy(x + steps, SKEW) - field.energy(x - steps, SKEW)
     same(field.forces(x, SKEW), -difference.reshape(1, 5, 3) / (2 * h), 2e-5)
+
+
+def test_single_precision_tells_the_same() -> None:
+    field, x = force_field(), nuclei(SKEW, batch=3)
+    forces, energy = field.forces(x, SKEW), field.energy(x, SKEW)
+    single = copy.deepcopy(field).float()
+    for found, expected in ((single.forces(x, SKEW), forces), (single.energy(x, SKEW), energy)):
+        assert found.dtype == torch.float64  # as the nuclei that it moves
+        same(found, expected, 1e-5 * expected.abs().max().item())
+        assert not torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("degree", [0, 1, 4])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from torch import Tensor
 
 from densitykit.errors import RolloutError, ShapeError, TrajectoryError
 from densitykit.grid import n_electrons
@@ -232,6 +234,30 @@ def test_the_thermostat_holds_the_canonical_distribution(model) -> None:
     assert kelvins.mean().item() == pytest.approx(600, rel=0.05)
     assert (kelvins.std() / kelvins.mean()).item() == pytest.approx(math.sqrt(2 / 21), rel=0.15)
     assert liquid.velocities.mean(dim=1).abs().max() < 1e-12
+
+
+def test_long_steps_leave_places_at_the_temperature(model, monkeypatch) -> None:
+    """Springs with omega delta = 1.2 would be 1.56 times too hot under one at a step's ends."""
+    model.substeps, model.relaxation = 1, 60.0
+    stiffness = (1.2 / model.horizon) ** 2  # over the mass
+    liquid = placed(model, [0], batch=60)
+    centre = liquid.positions
+
+    def springs(x: Tensor, _: Tensor) -> Tensor:
+        return -stiffness * (x - centre)
+
+    monkeypatch.setattr(model, "_accelerations", springs)
+    liquid = replace(liquid, accelerations=springs(liquid.positions, None))
+    generator, kelvins, seen = torch.Generator().manual_seed(0), [], []
+    for k in range(200):
+        before, liquid = liquid.positions, model.move(liquid, generator)
+        if k >= 60:
+            potential = stiffness * MASS * (liquid.positions - centre).square().sum(dim=(1, 2))
+            between = MASS * ((liquid.positions - before) / model.horizon).square().sum(dim=(1, 2))
+            kelvins.append(potential.mean() / 21 / KELVIN)
+            seen.append(between.mean() / 21 / KELVIN)
+    assert torch.stack(kelvins).mean().item() == pytest.approx(model.temperature, rel=0.05)
+    assert torch.stack(seen).mean().item() == pytest.approx(model.temperature, rel=0.05)
 
 
 def test_the_thermostat_takes_its_time(model) -> None:
