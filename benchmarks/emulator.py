@@ -6,7 +6,8 @@ One CPU core. Prints milliseconds a step of each part, simulated femtoseconds a 
 ratio to ab-initio MD on one core (from the attributes of the trajectory), for 32 and 256 atoms:
 everything in every step, also with the net in bfloat16 (twice as fast where the processor has
 it); nuclei and superposition only; nuclei only, whose density is drawn when
-somebody looks; and nuclei with one force evaluation a step instead of two.
+somebody looks; and nuclei with one force evaluation a step instead of two, in double and in
+single precision.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from densitykit.evaluation import ab_initio_seconds, matrix_rate
-from densitykit.models import load_model
+from densitykit.models import load_nuclear
 from densitykit.models.nuclear import Liquid, NuclearEmulator, supercell, thermal_velocities
 from densitykit.sampling import load_pairs, step_generator
 from densitykit.trajectory import open_split
@@ -45,8 +46,9 @@ def parts(model: NuclearEmulator, liquid: Liquid) -> dict[str, float]:
     """Milliseconds of each part of a step."""
     shape, x = tuple(liquid.base.shape[1:]), liquid.positions
     cell = model.cell(shape)
-    fast = load_model(CHECKPOINT)
-    fast.substeps = 1
+    fast, single = load_nuclear(CHECKPOINT), load_nuclear(CHECKPOINT)
+    fast.substeps = single.substeps = 1
+    single.force_field.float()
     generator = step_generator(0, 0)
 
     def step() -> Tensor:
@@ -56,6 +58,7 @@ def parts(model: NuclearEmulator, liquid: Liquid) -> dict[str, float]:
         "force": milliseconds(lambda: model.force_field.forces(x, cell)),
         "nuclei": milliseconds(lambda: model.move(liquid, generator)),
         "nuclei, one force": milliseconds(lambda: fast.move(liquid, generator)),
+        "nuclei, one force, single": milliseconds(lambda: single.move(liquid, generator)),
         "superposition": milliseconds(lambda: model.superposition(x, cell, shape)),
         "residual net": milliseconds(
             lambda: model.residual_net(liquid.base, liquid.base, liquid.residual), 5
@@ -74,7 +77,7 @@ CHECKPOINT = sys.argv[1] if len(sys.argv) > 1 else "data/checkpoints/lithium-nuc
 @torch.no_grad()
 def main() -> None:
     torch.set_num_threads(1)
-    model = load_model(CHECKPOINT)
+    model = load_nuclear(CHECKPOINT)
     test, attrs = load_pairs(DATA, "test", model.horizon), open_split(DATA, "test").attrs
     ab_initio = 1 / ab_initio_seconds(attrs)
     print(f"ab-initio MD, 32 atoms: {ab_initio:.2f} fs of liquid a second, one core")

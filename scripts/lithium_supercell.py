@@ -24,7 +24,7 @@ from ase import Atoms
 
 from densitykit.generate.snapshots import System, generate_snapshots
 from densitykit.generate.systems import plane_waves
-from densitykit.models import load_model
+from densitykit.models import load_nuclear
 from densitykit.models.nuclear import supercell, thermal_velocities
 from densitykit.sampling import step_generator
 from densitykit.trajectory import open_split, summarise
@@ -36,7 +36,7 @@ def configurations(
     checkpoint: Path, data: Path, n: int, *, seed: int, progress: bool
 ) -> list[Atoms]:
     """Configurations of 256 atoms, a picosecond apart."""
-    model, frame = load_model(checkpoint), open_split(data, "test").isel(time=0).load()
+    model, frame = load_nuclear(checkpoint), open_split(data, "test").isel(time=0).load()
     cell = frame.cell.values
     x = supercell(torch.from_numpy(frame.positions.values[None].astype(float)), cell)
     v = thermal_velocities(x, model.mass, model.temperature, step_generator(seed, 0))
