@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -349,29 +350,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     sub.add_argument("--run-dir", type=Path, default=Path("runs/study"))
     sub = command("ablate", _ablate, "What helps a map on the grid? Small ones, seed by seed.")
-    sub.add_argument("data")
-    sub.add_argument("autoencoder", type=Path, help="checkpoint with the autoencoder of all")
-    sub.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
-    sub.add_argument("--variants", nargs="+", choices=[*VARIANTS], default=[*VARIANTS])
-    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    sub.add_argument("--steps", type=int, default=1200)
-    sub.add_argument("--threads", type=int)
-    sub.add_argument("--run-dir", type=Path, default=Path("runs/ablations"))
+    _add_ablation(sub, VARIANTS, "autoencoder", "checkpoint with the autoencoder of all")
+    _add_trainings(sub, 1200, "runs/ablations")
     sub = command("motion", _motion, "What the nuclei need: force field, time step, thermostat.")
-    sub.add_argument("data")
-    sub.add_argument("checkpoint", type=Path, help="of an emulator with nuclei")
-    sub.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
-    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    sub.add_argument("--variants", nargs="+", choices=[*MOTIONS], default=[*MOTIONS])
+    _add_ablation(sub, MOTIONS)
     sub = command("residual", _residual, "What the net needs that draws a density: memory, noise.")
-    sub.add_argument("data")
-    sub.add_argument("checkpoint", type=Path, help="of an emulator with nuclei")
-    sub.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
-    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    sub.add_argument("--variants", nargs="+", choices=[*RESIDUALS], default=[*RESIDUALS])
-    sub.add_argument("--steps", type=int, default=1000)
-    sub.add_argument("--threads", type=int)
-    sub.add_argument("--run-dir", type=Path, default=Path("runs/residuals"))
+    _add_ablation(sub, RESIDUALS)
+    _add_trainings(sub, 1000, "runs/residuals")
     sub = command("chains", _chains, "Deep Density in one dimension: tables and checkpoints.")
     sub.add_argument("--data", type=Path, default=Path("data/chain"))
     sub.add_argument("--out", type=Path, default=Path("data/deep-density-1d"))
@@ -383,6 +368,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--checkpoints", default="data/checkpoints")
     sub.add_argument("--out", default="demo")
     return parser
+
+
+def _add_ablation(
+    sub: argparse.ArgumentParser,
+    variants: Iterable[str],
+    place: str = "checkpoint",
+    what: str = "of an emulator with nuclei",
+) -> None:
+    sub.add_argument("data")
+    sub.add_argument(place, type=Path, help=what)
+    sub.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
+    sub.add_argument("--variants", nargs="+", choices=[*variants], default=[*variants])
+    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+
+
+def _add_trainings(sub: argparse.ArgumentParser, steps: int, run_dir: str) -> None:
+    sub.add_argument("--steps", type=int, default=steps)
+    sub.add_argument("--threads", type=int)
+    sub.add_argument("--run-dir", type=Path, default=Path(run_dir))
 
 
 def main() -> int:

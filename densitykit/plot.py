@@ -132,7 +132,8 @@ def comparison_figure(
         heatmap = _heatmap(field, axis, index, edge, "coloraxis2" if i == 2 else "coloraxis")
         fig.add_trace(heatmap, 1, i + 1)
     both = plane(np.stack([truth, prediction]), axis, index)
-    relative = 100 * np.linalg.norm(error) / np.linalg.norm(truth)
+    norm = np.linalg.norm(truth) or np.nan  # no relative error of nothing
+    relative = 100 * np.linalg.norm(error) / norm
     return fig.update_layout(
         title_text=_position(truth.shape, axis, index, edge),
         title_subtitle_text=f"relative l² error of the whole field: {relative:.3g} %",

@@ -7,6 +7,7 @@ For each checkpoint, all beside the independent test run and its statistical int
   another state of the test run;
 * `10 ps, matched`: the same for maps with a thermostat, at the mean temperature of the test run,
   to tell what a model gets wrong from what 5 ps of a thermostat leave to chance;
+* `10 ps, matched, fast`: so, too, with one force a step instead of two, in single precision;
 * `last 10 ps of 100`: the verdict on the end of one long rollout;
 * `ensemble`: error, spread and CRPS against lead time.
 
@@ -37,7 +38,14 @@ from densitykit.verdict import verdict
 
 __all__ = ["run_study"]
 
-PARTS = ("one step", "ensemble", "10 ps", "10 ps, matched", "last 10 ps of 100")
+PARTS = (
+    "one step",
+    "ensemble",
+    "10 ps",
+    "10 ps, matched",
+    "10 ps, matched, fast",
+    "last 10 ps of 100",
+)
 KEYS = ["model", "part", "seed"]
 COLUMNS = [*KEYS, *VERDICT, "lead"]
 TEN_PS = 10_000.0
@@ -94,7 +102,7 @@ def run_study(
 
 def _applies(part: str, checkpoint: Path) -> bool:
     """Only a map with a temperature of its own can be set to another one."""
-    return not part.endswith("matched") or hasattr(load_model(checkpoint), "temperature")
+    return "matched" not in part or hasattr(load_model(checkpoint), "temperature")
 
 
 def _examined(
@@ -109,8 +117,10 @@ def _examined(
     """Rows of one part."""
     if part == "one step":
         return one_step_table({"": step}, test).drop(columns="model")
-    if part.endswith("matched"):
+    if "matched" in part:
         step.temperature = float(runs[0]["temperature"].mean())
+    if part.endswith("fast"):
+        step.substeps, step.force_field = 1, step.force_field.float()
     step = Thermostat(step, train, TAU) if isinstance(step, StateMap) else step
     if part == "ensemble":
         scores = ensemble_scores(step, test, **ENSEMBLE)

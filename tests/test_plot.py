@@ -123,6 +123,7 @@ def test_comparison(fields: np.ndarray) -> None:
 
 def test_comparison_of_equal_and_of_diverged_fields(fields: np.ndarray) -> None:
     assert comparison_figure(fields[0], fields[0]).layout.coloraxis2.cmax > 0
+    assert "nan %" in comparison_figure(0 * fields[0], fields[0]).layout.title.subtitle.text
     broken = fields[0].copy()
     broken[:, :, 4] = np.inf
     layout = comparison_figure(fields[0], broken).layout

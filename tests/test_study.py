@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from densitykit import study
 
@@ -26,7 +27,7 @@ def quick():
 @pytest.fixture(scope="module")
 def studied(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    options = {"seeds": [0], "parts": study.PARTS[:4], "run_dir": folder / "runs"}
+    options = {"seeds": [0], "parts": study.PARTS[:5], "run_dir": folder / "runs"}
     rows = study.run_study([UNET], STORE, folder / "rows.csv", **options)
     return folder, options, rows
 
@@ -54,3 +55,22 @@ def test_what_is_there_is_not_computed_again(studied, monkeypatch):
     assert len(again) == len(rows)
     with pytest.raises(AssertionError, match="computed again"):
         study.run_study([UNET], STORE, folder / "rows.csv", **options | {"seeds": [0, 1]})
+
+
+def test_a_matched_rollout_has_the_temperature_of_the_test_run(quick, tmp_path, monkeypatch):
+    """With half of the forces, in single precision, where it is to be fast."""
+    seen = []
+
+    def judged(step, test, runs, *_):
+        kelvin = float(runs[0].temperature.mean())
+        seen.append(
+            (step.temperature == kelvin, step.substeps, step.force_field.coefficients.dtype)
+        )
+        return pd.DataFrame({"metric": ["m"], "value": [1.0]})
+
+    monkeypatch.setattr(study, "_judged", judged)
+    nuclear = UNET.with_name("lithium-nuclear.safetensors")
+    parts = ["10 ps", "10 ps, matched", "10 ps, matched, fast"]
+    study.run_study([nuclear], STORE, tmp_path / "rows.csv", seeds=[0], parts=parts)
+    two, one = (2, torch.float64), (1, torch.float32)
+    assert seen == [(False, *two), (True, *two), (True, *one)]
