@@ -42,7 +42,7 @@ from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import load_pairs
 from densitykit.study import PARTS, run_study
 from densitykit.training import adopt_autoencoder, train_latent_diffusion, train_surrogate
-from densitykit.trajectory import open_split, open_trajectory, summarise
+from densitykit.trajectory import open_runs, open_split, open_trajectory, summarise
 from densitykit.transforms import LogNormal
 from densitykit.validation import validate_trajectory
 from densitykit.verdict import verdict
@@ -105,7 +105,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _train_nuclear(arguments: argparse.Namespace, options: dict[str, Any]) -> Trained:
     run, held_out = (open_split(arguments.data, s).load() for s in ("train", "validation"))
-    model, card = fit_parts(run, HORIZON)
+    volumes = open_runs(arguments.volumes) if arguments.volumes else ()
+    model, card = fit_parts(run, HORIZON, volumes=volumes)
     return model, card, train_emulator(model, run, held_out, **options)
 
 
@@ -228,6 +229,7 @@ def _motion(arguments: argparse.Namespace) -> int:
         arguments.out,
         seeds=arguments.seeds,
         variants=arguments.variants,
+        volumes=open_runs(arguments.volumes) if arguments.volumes else (),
     )
     _print_spread(rows)
     return 0
@@ -311,6 +313,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, default=6000)
     sub.add_argument("--autoencoder-steps", type=int, default=6000)
     sub.add_argument("--autoencoder", type=Path, help="take the autoencoder of this checkpoint")
+    sub.add_argument("--volumes", help="store of runs in other volumes, for a force field")
     sub.add_argument("--lambda-2", type=float, default=0.0, help="weight of the sJSD")
     sub.add_argument("--reading", choices=("spatial", "value"), default="spatial")
     sub.add_argument("--batch", type=int, default=2)
@@ -354,6 +357,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_trainings(sub, 1200, "runs/ablations")
     sub = command("motion", _motion, "What the nuclei need: force field, time step, thermostat.")
     _add_ablation(sub, MOTIONS)
+    sub.add_argument("--volumes", help="store of runs in other volumes, for the force fields")
     sub = command("residual", _residual, "What the net needs that draws a density: memory, noise.")
     _add_ablation(sub, RESIDUALS)
     _add_trainings(sub, 1000, "runs/residuals")

@@ -4,7 +4,8 @@ In the emulator of `densitykit.models.nuclear` the density does not act back on 
 their motion can be examined alone, at milliseconds a step. Each variant starts from places and
 velocities of the independent test run and is judged by
 
-* the error of its forces there,
+* the error of its forces there, and the pressure, of which forces at one volume tell nothing (the
+  energies of `data/lithium-volumes.zarr` tell -0.5 GPa),
 * how far its paths are from those of the run after some time, without random numbers (the run has
   those of its thermostat, which no model can know),
 * temperature and diffusion over 10 ps with the thermostat, one rollout a seed. Displacements tell
@@ -41,11 +42,15 @@ __all__ = ["MOTIONS", "Motion", "run_motion_ablations"]
 
 
 class Motion(NamedTuple):
-    """Arguments of the force field, Verlet steps in a step, thermostat's time in fs or None."""
+    """Arguments of the force field, Verlet steps in a step, thermostat's time in fs or None.
+
+    And whether the force field has seen other volumes.
+    """
 
     force_field: dict[str, float] = {}  # noqa: RUF012
     substeps: int = 2
     relaxation: float | None = 300.0
+    volumes: bool = True
 
 
 MOTIONS = {
@@ -56,12 +61,14 @@ MOTIONS = {
     "degree 1": Motion({"degree": 1}),
     "degree 0: distances only": Motion({"degree": 0}),
     "degree 4, 8 radial, cutoff 7.5": Motion({"degree": 4, "radial": 8, "cutoff": 7.5}),
+    "one volume": Motion(volumes=False),
     "one force a step": Motion(substeps=1),
     "four forces a step": Motion(substeps=4),
     "thermostat 100 fs": Motion(relaxation=100.0),
     "thermostat 1000 fs": Motion(relaxation=1000.0),
     "no thermostat": Motion(relaxation=None),
 }
+EV_IN_KELVIN, GPA = 11604.518, 160.21766  # of 1 eV/k_B, and of 1 eV/angstrom**3
 COLUMNS = ["variant", "seed", "metric", "value"]
 LEADS = (60.0, 144.0, 300.0)  # fs
 LENGTH, SETTLED = 10_000.0, 1_000.0  # fs, of a rollout and of its start that is left out
@@ -76,6 +83,7 @@ def run_motion_ablations(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     variants: Sequence[str] = tuple(MOTIONS),
+    volumes: Sequence[xr.Dataset] = (),
 ) -> pd.DataFrame:
     """Examine every variant with every seed, or what of it is not in the file yet.
 
@@ -85,6 +93,7 @@ def run_motion_ablations(
         out: CSV file; rows are added to what it holds.
         seeds: each has other starts in the test run, and other random numbers.
         variants: names of `MOTIONS`.
+        volumes: trajectories in other volumes, for the force fields.
 
     Returns:
         All rows of the file: variant, seed, metric, value.
@@ -93,12 +102,13 @@ def run_motion_ablations(
     model = load_nuclear(checkpoint)
 
     @cache
-    def fitted(arguments: str) -> LinearForceField:
-        return fit_force_field(train, **json.loads(arguments))
+    def fitted(arguments: str, several: bool) -> LinearForceField:
+        others = volumes if several else ()
+        return fit_force_field(train, volumes=others, **json.loads(arguments))
 
     def judged(variant: str, seed: int) -> pd.DataFrame:
-        arguments, model.substeps, relaxation = MOTIONS[variant]
-        model.force_field = fitted(json.dumps(arguments, sort_keys=True))
+        arguments, model.substeps, relaxation, several = MOTIONS[variant]
+        model.force_field = fitted(json.dumps(arguments, sort_keys=True), several)
         model.relaxation = relaxation or np.inf
         new = _force_error(model.force_field, test) | _path_errors(model, test, seed)
         new |= _statistics(model, test, seed, relaxation is not None)
@@ -112,9 +122,12 @@ def _force_error(field: LinearForceField, test: xr.Dataset) -> dict[str, float]:
     """Of some forty frames, with the size of the forces."""
     some = test.isel(time=slice(None, None, 1 + test.sizes["time"] // 40))
     forces = _tensor(some["forces"])
-    error = field.forces(_tensor(some["positions"]), _tensor(test["cell"])) - forces
+    x, cell = _tensor(some["positions"]), _tensor(test["cell"])
+    error = field.forces(x, cell) - forces
+    moving = x.shape[1] * float(some["temperature"].mean()) / EV_IN_KELVIN / cell.det()
     return {
         "rms force error, meV/angstrom": 1e3 * float(error.square().mean().sqrt()),
+        "pressure, GPa": GPA * float(field.pressure(x, cell).mean() + moving),
         "rms force, meV/angstrom": 1e3 * float(forces.square().mean().sqrt()),
     }
 

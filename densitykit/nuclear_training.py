@@ -17,7 +17,7 @@ several steps, each from what the one before has made: an unrolled loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,11 @@ def residual_error(
 
 
 def fit_parts(
-    run: xr.Dataset, horizon: float = 12.0, every: int = 8, **arguments: Any
+    run: xr.Dataset,
+    horizon: float = 12.0,
+    every: int = 8,
+    volumes: Sequence[xr.Dataset] = (),
+    **arguments: Any,
 ) -> tuple[NuclearEmulator, dict[str, Any]]:
     """An emulator with all that is linear fitted to a run, its residual net untrained.
 
@@ -198,6 +202,7 @@ def fit_parts(
         run: trajectory with `density`, `positions`, `forces` and `cell`; cubic.
         horizon: time of one step in fs.
         every: take every so many frames for the linear fits.
+        volumes: trajectories in other cells, for the pressure of the force field.
         **arguments: others of :class:`densitykit.models.nuclear.NuclearEmulator`.
 
     Returns:
@@ -226,7 +231,7 @@ def fit_parts(
     model.filter_nodes.copy_(torch.from_numpy(filter.wave_numbers))
     model.filter_weights.copy_(torch.from_numpy(filter.weights))
     model.superposition.load_state_dict(superposition.state_dict())
-    force_field = fit_force_field(run, every, **card["force_field"])
+    force_field = fit_force_field(run, every, volumes=volumes, **card["force_field"])
     model.force_field.load_state_dict(force_field.state_dict())
     return model, card
 

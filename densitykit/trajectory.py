@@ -69,6 +69,7 @@ __all__ = [
     "copy_frames",
     "create_trajectory",
     "extend_trajectory",
+    "open_runs",
     "open_split",
     "open_trajectory",
     "pack_trajectory",
@@ -577,6 +578,12 @@ def open_trajectory(path: PathLike, *, chunks: Any = None) -> xr.Dataset:
                 ds = ds.assign_coords({dim: (dim, points, attrs)})
     ds.encoding["source"] = str(path)
     return ds
+
+
+def open_runs(path: PathLike) -> list[xr.Dataset]:
+    """Open all runs of a store, in the order of their names; see `open_trajectory`."""
+    path = Path(path)
+    return [open_trajectory(path / name) for name in runs(locate(path))]
 
 
 def write_splits(path: PathLike, splits: Mapping[str, Mapping[str, Any]]) -> None:

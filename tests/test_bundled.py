@@ -11,14 +11,16 @@ import xarray as xr
 import zarr
 
 from densitykit.baselines import FourierLinearMap
+from densitykit.correlations import allowed_waves, nuclear_modes, static_structure
 from densitykit.demo import HORIZON
 from densitykit.evaluation import one_step_errors, rollout_table
 from densitykit.grid import n_electrons
 from densitykit.metrics import relative_l2, split_half_floor
 from densitykit.models import NuclearEmulator, load_model, read_provenance
+from densitykit.models.nuclear import supercell, thermal_velocities
 from densitykit.rollout import Thermostat, rollout
-from densitykit.sampling import StatePairs, load_pairs
-from densitykit.trajectory import open_split, open_trajectory
+from densitykit.sampling import StatePairs, load_pairs, step_generator
+from densitykit.trajectory import open_runs, open_split, open_trajectory
 from densitykit.transforms import LogNormal
 from densitykit.validation import validate_trajectory
 from densitykit.verdict import verdict
@@ -28,8 +30,12 @@ STORE = DATA / "lithium-800K.zarr"
 CHECKPOINTS = sorted((DATA / "checkpoints").glob("*.safetensors"))
 BEST = DATA / "checkpoints" / "lithium-latent-sjsd.safetensors"
 NUCLEAR = DATA / "checkpoints" / "lithium-nuclear.safetensors"
-LARGE = DATA / "lithium-256.zarr"
+LARGE, VOLUMES = DATA / "lithium-256.zarr", DATA / "lithium-volumes.zarr"
 GAP = 180.0  # fs, in which the density decorrelates
+
+
+def tensor(values: xr.DataArray) -> torch.Tensor:
+    return torch.from_numpy(np.array(values.values, dtype=float))
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +153,46 @@ def test_density_of_256_atoms():
     liquid = model.settle(model.begin_at(x, torch.zeros_like(x), frame.density.shape))
     error = relative_l2(model.density(liquid)[0].numpy(), frame.density.values)
     assert error <= 0.012
+
+
+def test_forces_hold_at_other_volumes_and_for_256_atoms():
+    """The force field has learned from the volumes, not from the large cell."""
+    field = load_model(NUCLEAR).force_field
+    large = open_split(LARGE, "test")
+    x, cell, forces = (tensor(large[k]) for k in ("positions", "cell", "forces"))
+    assert (field.forces(x, cell) - forces).square().mean().sqrt() < 0.018
+    work = []
+    for run in open_runs(VOLUMES):
+        x, cell, forces = (tensor(run[k]) for k in ("positions", "cell", "forces"))
+        assert (field.forces(x, cell) - forces).square().mean().sqrt() < 0.020
+        work.append((field.energy(x, cell) - tensor(run.energy)) / x.shape[1])
+    assert torch.cat(work).std() < 0.0015  # eV an atom
+
+
+def test_volumes_have_the_settings_of_the_run():
+    """A frame was computed again: the same energy, forces and density."""
+    again = open_trajectory(VOLUMES / "1.00").isel(time=0)
+    frame = open_split(STORE, "train").isel(time=0)
+    assert abs(float(again.energy - frame.energy)) < 1e-4
+    assert float(abs(again.forces - frame.forces).max()) < 1e-3
+    assert relative_l2(again.density.values, frame.density.values) < 2e-3
+
+
+@pytest.mark.slow
+def test_256_atoms_stay_a_liquid():
+    """24 ps. Fitted to forces of one volume alone, they tear after 12."""
+    model, frame = load_model(NUCLEAR), open_split(STORE, "test").isel(time=100)
+    model.substeps = 1
+    x = supercell(tensor(frame.positions)[None], frame.cell.values)
+    v = thermal_velocities(x, model.mass, model.temperature, step_generator(0, 0))
+    liquid, paths = model.begin_at(x, v, (48, 48, 48)), []
+    for k in range(2000):
+        liquid = model.move(liquid, step_generator(1, k))
+        paths.append(liquid.positions[0].numpy())
+    late = xr.DataArray(np.stack(paths[1000:]), dims=("time", "atom", "cartesian"))
+    waves = allowed_waves(2 * frame.cell.values, q_max=0.9)
+    s = static_structure(nuclear_modes(late, waves)).mean("time")
+    assert (s < 0.15).all()  # a bubble has 1 to 2 at the smallest wave number
 
 
 def test_a_step_keeps_the_electrons(test_pairs):

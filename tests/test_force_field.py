@@ -257,6 +257,40 @@ def test_features_that_never_act_keep_their_zero() -> None:
     assert not fitted.coefficients.any()
 
 
+def scaled_crystal(field: LinearForceField, edge: float) -> xr.Dataset:
+    """Two frames of one nucleus among its images: no force, but an energy, up to a constant."""
+    cell = SKEW * edge
+    x = torch.zeros(2, 1, 3).double()
+    run = run_of(field, 2).isel(atom=[0]).drop_vars(["positions", "cell"])
+    run["positions"] = (("time", "atom", "cartesian"), x.numpy())
+    run["forces"] = (("time", "atom", "cartesian"), np.zeros((2, 1, 3)))
+    run["cell"] = (("vector", "cartesian"), cell.numpy())
+    run["energy"] = ("time", field.energy(x, cell).numpy() - 7.0)
+    run.encoding["source"] = "runs/volumes.zarr"
+    return run
+
+
+def test_other_volumes_tell_the_pressure() -> None:
+    """Forces of a crystal are zero at any volume; its energies are not the same."""
+    truth, x = force_field(**SMALL, seed=3), torch.zeros(1, 1, 3).double()
+    volumes = [scaled_crystal(truth, edge) for edge in np.linspace(0.4, 0.7, 12)]
+    run, options = scaled_crystal(truth, 0.5), {"every": 1, "progress": False, "ridge": 1e-12}
+    blind = fit_force_field(run, **options, **SMALL)
+    fitted = fit_force_field(run, volumes=volumes, **options, **SMALL)
+    expected = truth.pressure(x, 0.55 * SKEW).item()
+    assert blind.pressure(x, 0.55 * SKEW).item() == 0 != expected
+    assert fitted.pressure(x, 0.55 * SKEW).item() == pytest.approx(expected, rel=0.01)
+    with pytest.raises(TrajectoryError, match=r"runs/volumes\.zarr: variable 'energy' is missing"):
+        fit_force_field(run, volumes=[volumes[0].drop_vars("energy")], **options, **SMALL)
+
+
+def test_pressure_of_a_cluster_is_its_virial() -> None:
+    field, cell = force_field(), 30.0 * torch.eye(3, dtype=torch.float64)
+    x = nuclei(CUBE, batch=2) + 10.0  # 24 angstrom from the next image
+    virial = (x * field.forces(x, cell)).sum(dim=(1, 2)) / 3
+    same(30.0**3 * field.pressure(x, cell), virial, 1e-6)
+
+
 # --- errors ----------------------------------------------------------------------------------
 
 

@@ -20,7 +20,8 @@ Lengths are in angstrom, energies in eV, times in fs, masses in dalton; one kind
 from __future__ import annotations
 
 import math
-from itertools import combinations_with_replacement, product
+from collections.abc import Iterator, Sequence
+from itertools import combinations_with_replacement, count, product
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ __all__ = ["ACCELERATION", "LinearForceField", "fit_force_field"]
 
 #: eV / (dalton angstrom) in angstrom/fs**2: 1.602176634e-19 J / 1.66053907e-27 kg * 1e-10
 ACCELERATION = 1.602176634e-19 / 1.66053907e-27 * 1e-10
+
+#: an error of 1 eV an atom counts as much as this many eV/angstrom in a component of a force
+ENERGY_WEIGHT = 30.0
 
 Edges = tuple[Tensor, Tensor, Tensor]
 
@@ -89,13 +93,17 @@ class LinearForceField(nn.Module):
         count = pair + (degree + 1) * len(couples)
         self.register_buffer("coefficients", torch.zeros(count, dtype=torch.float64))
 
-    def energy(self, positions: Tensor, cell: Tensor) -> Tensor:
+    def energy(
+        self, positions: Tensor, cell: Tensor, coefficients: Tensor | None = None
+    ) -> Tensor:
         """Potential energy in eV, shape (B,), up to a constant.
 
         Arguments:
             positions: shape (B, N, 3) in angstrom, wrapped or not.
             cell: lattice vectors as rows, shape (3, 3), in angstrom.
+            coefficients: other ones than the fitted, shape (feature,); it is linear in them.
         """
+        c = self.coefficients if coefficients is None else coefficients
         i, j, v = self._edges(positions, cell)
         v = v.to(self.coefficients)
         r = v.norm(dim=1)
@@ -103,9 +111,19 @@ class LinearForceField(nn.Module):
         nuclei = positions.shape[0] * positions.shape[1]
         near = _neighbours(i, j, nuclei)
         A = self._moments(_both(g[:, : self.radial])[near], _both(y, self.parity)[near])
-        power = (self._coupled(self.coefficients, A) * A).sum(dim=(1, 2)) / 2
-        pairs = 2 * (g @ self.coefficients[: self.pair])  # seen from both ends
+        power = (self._coupled(c, A) * A).sum(dim=(1, 2)) / 2
+        pairs = 2 * (g @ c[: self.pair])  # seen from both ends
         return power.index_add(0, i, pairs).reshape(positions.shape[:2]).sum(dim=1).to(positions)
+
+    def pressure(self, positions: Tensor, cell: Tensor) -> Tensor:
+        """-dE/dV of nuclei at rest in eV/angstrom**3, shape (B,); arguments as in :meth:`energy`.
+
+        Moving nuclei add N k_B T / V. 1 eV/angstrom**3 is 160.2 GPa.
+        """
+        h = 1e-4  # of the edges, either way
+        work = self.energy((1 - h) * positions, (1 - h) * cell)
+        work = work - self.energy((1 + h) * positions, (1 + h) * cell)
+        return work / (((1 + h) ** 3 - (1 - h) ** 3) * torch.linalg.det(cell).abs())
 
     def forces(
         self, positions: Tensor, cell: Tensor, coefficients: Tensor | None = None
@@ -260,9 +278,13 @@ def fit_force_field(
     every: int = 8,
     ridge: float = 1e-9,
     progress: bool = True,
+    volumes: Sequence[xr.Dataset] = (),
     **arguments: float,
 ) -> LinearForceField:
-    """Least-squares coefficients for the forces of an ab-initio run.
+    """Least-squares coefficients for the forces of an ab-initio run, and for its pressure.
+
+    Forces at one volume do not tell the pressure. Other volumes do: their forces count like those
+    of the run, and so do energies an atom, of all up to a common constant.
 
     Arguments:
         run: trajectory with `positions`, `forces` and `cell`, see `densitykit.trajectory`.
@@ -270,36 +292,65 @@ def fit_force_field(
         ridge: penalty on coefficients of features scaled to unit variance, relative to the
             number of force components.
         progress: show a progress bar.
+        volumes: trajectories in other cells, whose frames all count; with `energy`, as the run.
         **arguments: of :class:`LinearForceField`.
 
     Raises:
-        TrajectoryError: if the run has no positions or forces, or they are not finite.
+        TrajectoryError: if positions, forces or, where needed, energies are missing or not finite.
         ShapeError: if an argument makes no sense.
     """
+    needed = ["positions", "forces"] + (["energy"] if volumes else [])
+    for part in (run, *volumes):
+        _check_variables(part, needed)
+    if every < 1:
+        raise ShapeError(f"every={every} takes no frames; give 1 or more")
+    model, rows = LinearForceField(**arguments), []
+    parts = [run.isel(time=slice(None, None, every)), *volumes]
+    frames = sum(part.sizes["time"] for part in parts)
+    with tqdm(total=frames, desc="forces", unit="frame", delay=2, disable=not progress) as bar:
+        for part in parts:
+            for row in _design(model, part, energies=bool(volumes)):
+                rows.append(row)
+                bar.update()
+    moment, target, size = (sum(x) for x in zip(*(row[:3] for row in rows), strict=True))
+    if volumes:
+        features, energies = (torch.stack(x) for x in zip(*(row[3:] for row in rows), strict=True))
+        features, energies = features - features.mean(dim=0), energies - energies.mean()
+        moment = moment + ENERGY_WEIGHT**2 * features.T @ features
+        target = target + ENERGY_WEIGHT**2 * features.T @ energies
+    # features that never act have no scale; the ridge keeps their coefficients at zero
+    scale = moment.diagonal().sqrt().clamp(min=1e-12) / math.sqrt(size)
+    scaled = moment / torch.outer(scale, scale) / size + ridge * torch.eye(len(scale))
+    model.coefficients.copy_(torch.linalg.solve(scaled, target / scale / size) / scale)
+    return model
+
+
+def _check_variables(run: xr.Dataset, needed: Sequence[str]) -> None:
     source = run.encoding.get("source", "trajectory")
-    for name in ("positions", "forces"):
+    for name in needed:
         if name not in run or not np.isfinite(run[name].values).all():
             raise TrajectoryError(
                 f"{source}: variable '{name}' is missing or not finite; a force field learns from "
                 "an ab-initio run that has it"
             )
-    if every < 1:
-        raise ShapeError(f"every={every} takes no frames; give 1 or more")
-    model = LinearForceField(**arguments)
-    cell = torch.from_numpy(np.array(run["cell"].values, dtype=float))
-    positions = torch.from_numpy(run["positions"].values[::every].astype(float))
-    forces = torch.from_numpy(run["forces"].values[::every].astype(float))
-    size = len(model.coefficients)
-    moment, target = torch.zeros(size, size).double(), torch.zeros(size).double()
+
+
+def _design(model: LinearForceField, run: xr.Dataset, energies: bool) -> Iterator[tuple]:
+    """Of each frame: normal equations of its forces, their number, and those of its energy.
+
+    (feature, feature), (feature,), int; where asked for also (feature,) and () of energy an atom.
+    """
+    cell, c = _double(run["cell"]), model.coefficients
     # a function linear in c has its columns as its derivative
-    design = torch.func.jacfwd(lambda c, x: model.forces(x, cell, c).flatten())
-    bar = tqdm(positions, "forces", unit="frame", delay=2, disable=not progress)
-    for x, f in zip(bar, forces, strict=True):
-        columns = design(model.coefficients, x[None])
-        moment += columns.T @ columns
-        target += columns.T @ f.flatten()
-    # features that never act have no scale; the ridge keeps their coefficients at zero
-    scale = moment.diagonal().sqrt().clamp(min=1e-12) / math.sqrt(forces.numel())
-    scaled = moment / torch.outer(scale, scale) / forces.numel() + ridge * torch.eye(size)
-    model.coefficients.copy_(torch.linalg.solve(scaled, target / scale / forces.numel()) / scale)
-    return model
+    forces = torch.func.jacfwd(lambda c, x: model.forces(x, cell, c).flatten())
+    energy = torch.func.jacfwd(lambda c, x: model.energy(x, cell, c).sum())
+    for x, f, i in zip(_double(run["positions"]), _double(run["forces"]), count()):
+        columns = forces(c, x[None])
+        row = columns.T @ columns, columns.T @ f.flatten(), f.numel()
+        if energies:
+            row += energy(c, x[None]) / len(x), _double(run["energy"][i]) / len(x)
+        yield row
+
+
+def _double(values: xr.DataArray) -> Tensor:
+    return torch.from_numpy(np.array(values.values, dtype=float))
