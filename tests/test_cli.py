@@ -294,6 +294,8 @@ def test_train_and_roll_out_an_emulator_with_nuclei(command, tmp_path):
     write_splits(path, {k: {"run": ".", "start": a, "stop": b} for k, (a, b) in bounds.items()})
     out, film = tmp_path / "liquid-nuclear.safetensors", tmp_path / "film.zarr"
     words = ["--steps", 2, "--batch", 2, "--run-dir", tmp_path / "state", "--threads", 1]
+    code, _, err = command("train", "nuclear", path, out, "--volumes", path, *words)
+    assert code == 2 and "variable 'energy' is missing" in err
     code, _, err = command("train", "nuclear", path, out, *words)
     assert code == 0, err
     # as many steps as fit into the 8 frames of the validation split

@@ -10,11 +10,18 @@ import pytest
 
 from densitykit import motion_ablations as ablations
 from densitykit.errors import CheckpointError
+from densitykit.trajectory import open_runs
 
 DATA = Path(__file__).parents[1] / "data"
-STORE = DATA / "lithium-800K.zarr"
+STORE, VOLUMES = DATA / "lithium-800K.zarr", DATA / "lithium-volumes.zarr"
 NUCLEAR = DATA / "checkpoints" / "lithium-nuclear"
-SOME = ["as bundled", "degree 0: distances only", "one force a step", "no thermostat"]
+SOME = [
+    "as bundled",
+    "degree 0: distances only",
+    "one volume",
+    "one force a step",
+    "no thermostat",
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +30,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path]:
     out = tmp_path_factory.mktemp("motion") / "rows.csv"
     with pytest.MonkeyPatch.context() as patch:
         shorten(patch)
-        return ablations.run_motion_ablations(STORE, NUCLEAR, out, seeds=[0], variants=SOME), out
+        options = {"seeds": [0], "variants": SOME, "volumes": open_runs(VOLUMES)[::2]}
+        return ablations.run_motion_ablations(STORE, NUCLEAR, out, **options), out
 
 
 def shorten(patch: pytest.MonkeyPatch) -> None:
@@ -41,6 +49,8 @@ def test_each_variant_has_its_rows(rows: tuple[pd.DataFrame, Path]) -> None:
     # 20 frames are enough to tell angles from distances; the forces do not know of time steps
     assert force["as bundled"] < 0.8 * force["degree 0: distances only"]
     assert force["as bundled"] == force["one force a step"] == force["no thermostat"] < 25
+    pressure = table["pressure, GPa"]  # that of the data is -0.5
+    assert abs(pressure["as bundled"] + 0.5) < 0.4 and pressure["one volume"] < -3
     for lead in (60, 144, 300):
         path = table[f"path error after {lead} fs, angstrom"]
         assert path["as bundled"] == path["no thermostat"]  # paths are without random numbers
