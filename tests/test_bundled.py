@@ -180,7 +180,7 @@ def test_volumes_have_the_settings_of_the_run():
 
 @pytest.mark.slow
 def test_256_atoms_stay_a_liquid():
-    """24 ps. Fitted to forces of one volume alone, they tear after 12."""
+    """24 ps. Fitted to forces of one volume alone, they tear within 12."""
     model, frame = load_model(NUCLEAR), open_split(STORE, "test").isel(time=100)
     model.substeps = 1
     x = supercell(tensor(frame.positions)[None], frame.cell.values)
