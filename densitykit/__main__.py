@@ -246,6 +246,7 @@ def _residual(arguments: argparse.Namespace) -> int:
         variants=arguments.variants,
         steps=arguments.steps,
         run_dir=arguments.run_dir,
+        large=open_trajectory(arguments.large).load() if arguments.large else None,
     )
     _print_spread(rows)
     return 0
@@ -360,6 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--volumes", help="store of runs in other volumes, for the force fields")
     sub = command("residual", _residual, "What the net needs that draws a density: memory, noise.")
     _add_ablation(sub, RESIDUALS)
+    sub.add_argument("--large", help="store of a larger cell, to judge by as well")
     _add_trainings(sub, 1000, "runs/residuals")
     sub = command("chains", _chains, "Deep Density in one dimension: tables and checkpoints.")
     sub.add_argument("--data", type=Path, default=Path("data/chain"))
