@@ -25,16 +25,19 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
-from torch import Tensor
 
 from densitykit.grid import minimum_image
 from densitykit.models import NuclearEmulator, load_nuclear
-from densitykit.models.force_field import LinearForceField, fit_force_field
+from densitykit.models.force_field import (
+    ACCELERATION,
+    LinearForceField,
+    as_double,
+    fit_force_field,
+)
 from densitykit.report import complete_rows
 from densitykit.sampling import frames_apart, step_generator
-from densitykit.tracks import implied_temperature
+from densitykit.tracks import KELVIN, implied_temperature
 from densitykit.trajectory import open_split
 from densitykit.transport import CM2_PER_S, diffusion_coefficient, mean_square_displacement
 
@@ -68,7 +71,7 @@ MOTIONS = {
     "thermostat 1000 fs": Motion(relaxation=1000.0),
     "no thermostat": Motion(relaxation=None),
 }
-EV_IN_KELVIN, GPA = 11604.518, 160.21766  # of 1 eV/k_B, and of 1 eV/angstrom**3
+GPA = 160.21766  # 1 eV/angstrom**3
 COLUMNS = ["variant", "seed", "metric", "value"]
 LEADS = (60.0, 144.0, 300.0)  # fs
 LENGTH, SETTLED = 10_000.0, 1_000.0  # fs, of a rollout and of its start that is left out
@@ -121,10 +124,11 @@ def run_motion_ablations(
 def _force_error(field: LinearForceField, test: xr.Dataset) -> dict[str, float]:
     """Of some forty frames, with the size of the forces."""
     some = test.isel(time=slice(None, None, 1 + test.sizes["time"] // 40))
-    forces = _tensor(some["forces"])
-    x, cell = _tensor(some["positions"]), _tensor(test["cell"])
+    forces = as_double(some["forces"])
+    x, cell = as_double(some["positions"]), as_double(test["cell"])
     error = field.forces(x, cell) - forces
-    moving = x.shape[1] * float(some["temperature"].mean()) / EV_IN_KELVIN / cell.det()
+    kinetic = KELVIN / ACCELERATION * float(some["temperature"].mean())  # k_B T in eV
+    moving = x.shape[1] * kinetic / cell.det()
     return {
         "rms force error, meV/angstrom": 1e3 * float(error.square().mean().sqrt()),
         "pressure, GPa": GPA * float(field.pressure(x, cell).mean() + moving),
@@ -139,7 +143,7 @@ def _path_errors(model: NuclearEmulator, test: xr.Dataset, seed: int) -> dict[st
     steps = [round(lead / model.horizon) for lead in LEADS]
     last = test.sizes["time"] - steps[-1] * lag
     starts = (np.arange(STARTS) * last // STARTS + 7 * seed) % last
-    x, v = (_tensor(test[name][starts]) for name in ("positions", "velocities"))
+    x, v = (as_double(test[name][starts]) for name in ("positions", "velocities"))
     liquid, errors = model.begin_at(x, v, _grid(test)), {}
     cell = test["cell"].values
     for step in range(1, steps[-1] + 1):
@@ -158,7 +162,7 @@ def _statistics(
 ) -> dict[str, float]:
     """Temperature and diffusion of one rollout; other starts for other seeds."""
     start = [(97 * seed) % test.sizes["time"]]
-    x, v = (_tensor(test[name][start]) for name in ("positions", "velocities"))
+    x, v = (as_double(test[name][start]) for name in ("positions", "velocities"))
     liquid, paths = model.begin_at(x, v, _grid(test)), []
     for step in range(round(LENGTH / model.horizon)):
         liquid = model.move(liquid, step_generator(seed, step) if thermostat else None)
@@ -175,7 +179,3 @@ def _statistics(
 
 def _grid(run: xr.Dataset) -> tuple[int, ...]:
     return tuple(run["density"].shape[1:])
-
-
-def _tensor(values: xr.DataArray) -> Tensor:
-    return torch.from_numpy(np.array(values.values, dtype=float))

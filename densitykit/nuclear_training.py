@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from densitykit.errors import TrajectoryError
 from densitykit.grid import cubic_edge
-from densitykit.models.force_field import fit_force_field
+from densitykit.models.force_field import as_double, fit_force_field
 from densitykit.models.nuclear import NuclearEmulator, ResidualNet
 from densitykit.models.superposition import Superposition, fit_superposition
 from densitykit.nuclei import NucleiFilter
@@ -73,8 +73,7 @@ class ResidualPairs:
         if len(run["time"]) <= unroll * self.lag:
             raise TrajectoryError(f"{source}: shorter than the horizon of {unroll * horizon} fs")
         density = torch.from_numpy(run["density"].values.astype(np.float32))
-        cell = torch.from_numpy(np.array(run["cell"].values, dtype=float))
-        positions = torch.from_numpy(run["positions"].values.astype(float))
+        cell, positions = as_double(run["cell"]), as_double(run["positions"])
         shape = tuple(density.shape[1:])
         self.base = torch.cat([superposition(x, cell, shape).float() for x in positions.split(64)])
         self.residual = density - self.base

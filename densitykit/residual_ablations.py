@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from densitykit.metrics import relative_l2
 from densitykit.models import NuclearEmulator, load_nuclear
+from densitykit.models.force_field import as_double
 from densitykit.models.layers import ResidualBlock
 from densitykit.models.nuclear import ResidualNet
 from densitykit.nuclear_training import ResidualPairs, residual_error, train_emulator
@@ -179,7 +180,7 @@ def _trained_and_judged(
 
 def _error_at_rest(model: NuclearEmulator, frames: xr.Dataset) -> float:
     """Mean relative l2 error of the density of given nuclei, whatever was before."""
-    x = torch.from_numpy(frames["positions"].values.astype(float))
+    x = as_double(frames["positions"])
     liquid = model.settle(model.begin_at(x, torch.zeros_like(x), frames["density"].shape[1:]))
     truth = torch.from_numpy(frames["density"].values)
     return float(relative_l2(model.density(liquid), truth).mean())

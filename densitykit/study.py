@@ -120,7 +120,8 @@ def _examined(
     if "matched" in part:
         step.temperature = float(runs[0]["temperature"].mean())
     if part.endswith("fast"):
-        step.substeps, step.force_field = 1, step.force_field.float()
+        step.substeps = 1
+        step.force_field.float()
     step = Thermostat(step, train, TAU) if isinstance(step, StateMap) else step
     if part == "ensemble":
         scores = ensemble_scores(step, test, **ENSEMBLE)

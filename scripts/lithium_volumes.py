@@ -16,15 +16,14 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from ase import Atoms
 
 from densitykit.generate.snapshots import System, generate_snapshots
 from densitykit.generate.systems import plane_waves
+from densitykit.grid import cubic_edge
 from densitykit.trajectory import open_split, summarise
 
 VOLUMES = (1.0, 0.8, 0.88, 0.94, 1.06, 1.14, 1.25)
-GRID = 24
 
 
 def scaled_frames(data: Path, volume: float, n: int, *, seed: int, progress: bool) -> list[Atoms]:
@@ -47,7 +46,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--n", type=int, default=6, help="frames at each volume")
     arguments = parser.parse_args()
-    edge = float(np.linalg.norm(open_split(arguments.data, "train").cell.values[0]))
+    run = open_split(arguments.data, "train")
+    spacing = 1.0001 * cubic_edge(run.cell.values) / run.sizes["x"]  # as many points as the run
     for volume in VOLUMES:
         n = 1 if volume == 1 else arguments.n
         system = System(
@@ -56,7 +56,7 @@ def main() -> None:
             engine=partial(
                 plane_waves, 16.0, k_points=(2, 2, 2), shifted=True, temperature=800.0, bands=24
             ),
-            spacing=1.0001 * volume ** (1 / 3) * edge / GRID,
+            spacing=volume ** (1 / 3) * spacing,
             keepbits=10,
             splits={"train": n},
         )

@@ -17,6 +17,7 @@ from densitykit.evaluation import one_step_errors, rollout_table
 from densitykit.grid import n_electrons
 from densitykit.metrics import relative_l2, split_half_floor
 from densitykit.models import NuclearEmulator, load_model, read_provenance
+from densitykit.models.force_field import as_double
 from densitykit.models.nuclear import supercell, thermal_velocities
 from densitykit.rollout import Thermostat, rollout
 from densitykit.sampling import StatePairs, load_pairs, step_generator
@@ -32,10 +33,6 @@ BEST = DATA / "checkpoints" / "lithium-latent-sjsd.safetensors"
 NUCLEAR = DATA / "checkpoints" / "lithium-nuclear.safetensors"
 LARGE, VOLUMES = DATA / "lithium-256.zarr", DATA / "lithium-volumes.zarr"
 GAP = 180.0  # fs, in which the density decorrelates
-
-
-def tensor(values: xr.DataArray) -> torch.Tensor:
-    return torch.from_numpy(np.array(values.values, dtype=float))
 
 
 @pytest.fixture(scope="module")
@@ -159,13 +156,13 @@ def test_forces_hold_at_other_volumes_and_for_256_atoms():
     """The force field has learned from the volumes, not from the large cell."""
     field = load_model(NUCLEAR).force_field
     large = open_split(LARGE, "test")
-    x, cell, forces = (tensor(large[k]) for k in ("positions", "cell", "forces"))
+    x, cell, forces = (as_double(large[k]) for k in ("positions", "cell", "forces"))
     assert (field.forces(x, cell) - forces).square().mean().sqrt() < 0.018
     work = []
     for run in open_runs(VOLUMES):
-        x, cell, forces = (tensor(run[k]) for k in ("positions", "cell", "forces"))
+        x, cell, forces = (as_double(run[k]) for k in ("positions", "cell", "forces"))
         assert (field.forces(x, cell) - forces).square().mean().sqrt() < 0.020
-        work.append((field.energy(x, cell) - tensor(run.energy)) / x.shape[1])
+        work.append((field.energy(x, cell) - as_double(run.energy)) / x.shape[1])
     assert torch.cat(work).std() < 0.0015  # eV an atom
 
 
@@ -183,7 +180,7 @@ def test_256_atoms_stay_a_liquid():
     """24 ps. Fitted to forces of one volume alone, they tear within 12."""
     model, frame = load_model(NUCLEAR), open_split(STORE, "test").isel(time=100)
     model.substeps = 1
-    x = supercell(tensor(frame.positions)[None], frame.cell.values)
+    x = supercell(as_double(frame.positions)[None], frame.cell.values)
     v = thermal_velocities(x, model.mass, model.temperature, step_generator(0, 0))
     liquid, paths = model.begin_at(x, v, (48, 48, 48)), []
     for k in range(2000):

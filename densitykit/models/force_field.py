@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import combinations_with_replacement, count, product
+from itertools import combinations_with_replacement, product
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from densitykit.errors import ShapeError, TrajectoryError
 
-__all__ = ["ACCELERATION", "LinearForceField", "fit_force_field"]
+__all__ = ["ACCELERATION", "LinearForceField", "as_double", "fit_force_field"]
 
 #: eV / (dalton angstrom) in angstrom/fs**2: 1.602176634e-19 J / 1.66053907e-27 kg * 1e-10
 ACCELERATION = 1.602176634e-19 / 1.66053907e-27 * 1e-10
@@ -273,6 +273,11 @@ def _slopes(powers: list[tuple[int, ...]]) -> Tensor:
     return slopes.flatten(1)
 
 
+def as_double(values: xr.DataArray) -> Tensor:
+    """Places, forces, cells of a trajectory, as the force field takes them; a copy, float64."""
+    return torch.from_numpy(np.array(values.values, dtype=float))
+
+
 def fit_force_field(
     run: xr.Dataset,
     every: int = 8,
@@ -304,17 +309,19 @@ def fit_force_field(
         _check_variables(part, needed)
     if every < 1:
         raise ShapeError(f"every={every} takes no frames; give 1 or more")
-    model, rows = LinearForceField(**arguments), []
+    model = LinearForceField(**arguments)
     parts = [run.isel(time=slice(None, None, every)), *volumes]
-    frames = sum(part.sizes["time"] for part in parts)
-    with tqdm(total=frames, desc="forces", unit="frame", delay=2, disable=not progress) as bar:
-        for part in parts:
-            for row in _design(model, part, energies=bool(volumes)):
-                rows.append(row)
-                bar.update()
-    moment, target, size = (sum(x) for x in zip(*(row[:3] for row in rows), strict=True))
+    frames = [frame for part in parts for frame in _frames(part)]
+    moment, target, size = 0, 0, sum(forces.numel() for _, forces, _ in frames)
+    # a function linear in c has its columns as its derivative
+    design = torch.func.jacfwd(lambda c, x, cell: model.forces(x, cell, c).flatten())
+    for x, forces, cell in tqdm(frames, "forces", unit="frame", delay=2, disable=not progress):
+        columns = design(model.coefficients, x, cell)
+        moment, target = moment + columns.T @ columns, target + columns.T @ forces.flatten()
     if volumes:
-        features, energies = (torch.stack(x) for x in zip(*(row[3:] for row in rows), strict=True))
+        design = torch.func.jacfwd(lambda c, x, cell: model.energy(x, cell, c).sum() / x.shape[1])
+        features = torch.stack([design(model.coefficients, x, cell) for x, _, cell in frames])
+        energies = torch.cat([as_double(p["energy"]) / p.sizes["atom"] for p in parts])
         features, energies = features - features.mean(dim=0), energies - energies.mean()
         moment = moment + ENERGY_WEIGHT**2 * features.T @ features
         target = target + ENERGY_WEIGHT**2 * features.T @ energies
@@ -335,22 +342,8 @@ def _check_variables(run: xr.Dataset, needed: Sequence[str]) -> None:
             )
 
 
-def _design(model: LinearForceField, run: xr.Dataset, energies: bool) -> Iterator[tuple]:
-    """Of each frame: normal equations of its forces, their number, and those of its energy.
-
-    (feature, feature), (feature,), int; where asked for also (feature,) and () of energy an atom.
-    """
-    cell, c = _double(run["cell"]), model.coefficients
-    # a function linear in c has its columns as its derivative
-    forces = torch.func.jacfwd(lambda c, x: model.forces(x, cell, c).flatten())
-    energy = torch.func.jacfwd(lambda c, x: model.energy(x, cell, c).sum())
-    for x, f, i in zip(_double(run["positions"]), _double(run["forces"]), count()):
-        columns = forces(c, x[None])
-        row = columns.T @ columns, columns.T @ f.flatten(), f.numel()
-        if energies:
-            row += energy(c, x[None]) / len(x), _double(run["energy"][i]) / len(x)
-        yield row
-
-
-def _double(values: xr.DataArray) -> Tensor:
-    return torch.from_numpy(np.array(values.values, dtype=float))
+def _frames(run: xr.Dataset) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Positions (1, N, 3), forces (N, 3) and cell (3, 3) of each frame."""
+    cell = as_double(run["cell"])
+    for x, forces in zip(as_double(run["positions"]), as_double(run["forces"]), strict=True):
+        yield x[None], forces, cell

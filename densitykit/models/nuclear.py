@@ -22,8 +22,8 @@ added, with the jerk from the force field. **Thermostat**: stochastic velocity r
 Donadio, Parrinello 2007, eq. A7), as in the ab-initio runs, once a time step, in the middle of it:
 velocities between two places have the thermostat's temperature, and places the right distribution
 even where steps are long (Zhang et al. 2017; at its ends, Verlet's velocities tell too little, and
-places are too hot by :math:`(\omega\delta)^2/4`). Its random numbers
-are the only ones here: without a generator a step is the motion without thermostat.
+places are too hot by :math:`(\omega\delta)^2/4`). Its random numbers are the only ones here:
+without a generator a step is the motion without thermostat.
 
 The cell follows from the grid, whose points are always the same distance apart: a map trained on
 32 atoms serves any orthorhombic supercell.
