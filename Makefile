@@ -34,7 +34,7 @@ $(ESPRESSO): densitykit/generate/espresso.py | $(STAMP)
 espresso: $(ESPRESSO)  ## install Quantum ESPRESSO for the plane-wave engine
 
 demo: $(STAMP)  ## the quick tour: a trajectory, a model, a rollout and its report
-	$(BIN)/python -m densitykit demo
+	$(BIN)/python -m experiments.demo
 
 # One thread a worker, else the workers fight for the cores. Notebooks go by file (loadscope):
 # the cells of one lesson share a kernel.

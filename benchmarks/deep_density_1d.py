@@ -17,9 +17,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from densitykit.generate.kohn_sham_1d import ReducedHartreeFock1D
+from densitykit.chain.atomic_sum import AtomicSum1D
+from densitykit.chain.kohn_sham import ReducedHartreeFock1D
 from densitykit.models import DeepDensity1D, SmoothDensity1D
-from densitykit.models.atomic_sum import AtomicSum1D
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 SPACING, POINTS_PER_BOHR = 10.0, 2

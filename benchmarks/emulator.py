@@ -22,11 +22,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from densitykit.evaluation import ab_initio_seconds, matrix_rate
+from densitykit.assess import ab_initio_seconds, matrix_rate
+from densitykit.data.windows import load_pairs, step_generator
+from densitykit.io.reader import open_split
 from densitykit.models import load_nuclear
-from densitykit.models.nuclear import Liquid, NuclearEmulator, supercell, thermal_velocities
-from densitykit.sampling import load_pairs, step_generator
-from densitykit.trajectory import open_split
+from densitykit.models.nuclear.emulator import (
+    Liquid,
+    NuclearEmulator,
+    supercell,
+    thermal_velocities,
+)
 
 DATA = "data/lithium-800K.zarr"
 

@@ -14,10 +14,10 @@ from functools import partial
 
 import numpy as np
 
-from densitykit.generate.chain import SYSTEMS, TIME_STEP, _Dynamics
-from densitykit.generate.kohn_sham_1d import ReducedHartreeFock1D
-from densitykit.generate.scf import AndersonMixing, fermi_dirac
-from densitykit.generate.screening import InverseDielectric, solve_screened
+from densitykit.chain.dynamics import SYSTEMS, TIME_STEP, _Dynamics
+from densitykit.chain.kohn_sham import ReducedHartreeFock1D
+from densitykit.chain.scf import AndersonMixing, fermi_dirac
+from densitykit.chain.screening import InverseDielectric, solve_screened
 
 
 def milliseconds(task: Callable[[], object], repeats: int = 7) -> float:

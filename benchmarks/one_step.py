@@ -14,15 +14,10 @@ from pathlib import Path
 
 import torch
 
-from densitykit.evaluation import (
-    ab_initio_seconds,
-    matrix_rate,
-    operations_per_step,
-    seconds_per_step,
-)
+from densitykit.assess import ab_initio_seconds, matrix_rate, operations_per_step, seconds_per_step
+from densitykit.data.windows import load_pairs
+from densitykit.io.reader import open_split
 from densitykit.models import load_model
-from densitykit.sampling import load_pairs
-from densitykit.trajectory import open_split
 
 DATA = "data/lithium-800K.zarr"
 

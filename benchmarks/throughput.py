@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from densitykit.evaluation import matrix_rate, operations_per_step, seconds_per_step
+from densitykit.assess import matrix_rate, operations_per_step, seconds_per_step
+from densitykit.data.windows import load_pairs
 from densitykit.models import load_model
-from densitykit.sampling import load_pairs
 
 DATA = "data/lithium-800K.zarr"
 

@@ -26,6 +26,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from densitykit.errors import ShapeError
+
 __all__ = [
     "jensen_shannon",
     "relative_l1",
@@ -119,3 +121,24 @@ def split_half_floor(values: Array, z: float = LN2, **bins: float) -> Array:
     """Value-sJSD between the two halves of a run (first axis is time): what no model can beat."""
     half = len(values) // 2
     return value_sjsd(values[:half], values[half:], z, **bins)
+
+
+def crps(members: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Fair continuous ranked probability score at each point.
+
+    Arguments:
+        members: shape (M, *), M at least 2.
+        truth: shape (*,).
+
+    Raises:
+        ShapeError: if there are fewer than two members, or shapes do not fit.
+    """
+    if len(members) < 2 or members.shape[1:] != truth.shape:
+        raise ShapeError(
+            f"members {members.shape} and truth {truth.shape} do not fit; give (M, *), (*), M > 1"
+        )
+    m = len(members)
+    # sum of |x_m - x_n|: the k-th smallest is the larger of k pairs, the smaller of m - 1 - k
+    rank = (2 * np.arange(m) - m + 1).reshape(-1, *[1] * truth.ndim)
+    pairs = 2 * (rank * np.sort(members, axis=0)).sum(axis=0)
+    return abs(members - truth).mean(axis=0) - pairs / (2 * m * (m - 1))

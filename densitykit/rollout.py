@@ -22,10 +22,11 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from densitykit.data.windows import StatePairs, step_generator
 from densitykit.errors import RolloutError, ShapeError, TrajectoryError
-from densitykit.grid import check_stride
-from densitykit.sampling import StatePairs, step_generator
-from densitykit.trajectory import create_trajectory, open_trajectory
+from densitykit.fields import check_stride
+from densitykit.io.reader import open_trajectory
+from densitykit.io.writer import create_trajectory
 
 __all__ = ["Thermostat", "device_of", "iterate", "remembering", "rollout"]
 

@@ -21,13 +21,8 @@ from ase.units import Ry
 
 from densitykit.generate.dynamics import energy_drift, molecular_dynamics
 from densitykit.generate.espresso import Espresso
-from densitykit.trajectory import (
-    TrajectoryWriter,
-    copy_frames,
-    create_trajectory,
-    open_trajectory,
-    summarise,
-)
+from densitykit.io.reader import open_trajectory, summarise
+from densitykit.io.writer import TrajectoryWriter, copy_frames, create_trajectory
 
 TIME_STEP, INTERVAL = 3.0, 2
 SETTINGS = {"temperature": 800.0, "relaxation": 300.0, "floor": 1e-4}

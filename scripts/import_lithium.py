@@ -27,15 +27,10 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from densitykit.grid import resample
+from densitykit.fields import resample
+from densitykit.io.reader import open_trajectory
+from densitykit.io.writer import copy_frames, create_trajectory, pack_trajectory, write_splits
 from densitykit.metrics import relative_l2
-from densitykit.trajectory import (
-    copy_frames,
-    create_trajectory,
-    open_trajectory,
-    pack_trajectory,
-    write_splits,
-)
 
 GRID = (24, 24, 24)
 FLOOR = 1e-4  # angstrom**-3; the smallest value on the source grid is 1.6e-4

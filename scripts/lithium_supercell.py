@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from ase import Atoms
 
+from densitykit.data.windows import step_generator
 from densitykit.generate.snapshots import System, generate_snapshots
 from densitykit.generate.systems import plane_waves
+from densitykit.io.reader import open_split, summarise
 from densitykit.models import load_nuclear
-from densitykit.models.nuclear import supercell, thermal_velocities
-from densitykit.sampling import step_generator
-from densitykit.trajectory import open_split, summarise
+from densitykit.models.nuclear.emulator import supercell, thermal_velocities
 
 EQUILIBRATION, INTERVAL = 2000.0, 1000.0  # fs
 

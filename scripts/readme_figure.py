@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from densitykit import plot
+from densitykit.data.windows import load_pairs
 from densitykit.models import load_model
+from densitykit.plot import figures as plot
 from densitykit.rollout import rollout
-from densitykit.sampling import load_pairs
 
 DATA = Path(__file__).parents[1] / "data"
 START, TIMES = 100, (12, 96, 192, 480)  # a state of the test run; fs after it

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from densitykit.io.reader import open_runs, open_split
 from densitykit.models import load_nuclear, read_provenance, save_model
 from densitykit.models.checkpoint import read_arguments
-from densitykit.models.force_field import fit_force_field
-from densitykit.trajectory import open_runs, open_split
+from densitykit.models.nuclear.force_field import fit_force_field
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from densitykit.trajectory import create_trajectory
+from densitykit.io.writer import create_trajectory
 
 TIME_STEP = 2.0  # fs
 PERIOD = 40.0  # fs, after which the slowest wave has crossed the cell

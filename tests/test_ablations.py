@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from densitykit import ablations
+from densitykit.io.writer import write_splits
 from densitykit.models import LatentDiffusion, save_model
-from densitykit.trajectory import write_splits
+from experiments import ablations
 
 
 def rows_of(values):

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from densitykit.baselines import (
+from densitykit.cells import shells
+from densitykit.data.windows import StatePairs
+from densitykit.models.baselines import (
     FourierLinearMap,
     LinearExtrapolation,
     MeanField,
     Persistence,
     ProperOrthogonalMap,
 )
-from densitykit.grid import shells
-from densitykit.sampling import StatePairs
 
 H = 2.0  # fs, spacing and horizon
 N = 6

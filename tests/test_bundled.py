@@ -10,21 +10,22 @@ import torch
 import xarray as xr
 import zarr
 
-from densitykit.baselines import FourierLinearMap
-from densitykit.correlations import allowed_waves, nuclear_modes, static_structure
-from densitykit.demo import HORIZON
-from densitykit.evaluation import one_step_errors, rollout_table
-from densitykit.grid import n_electrons
+from densitykit.analysis.modes import allowed_waves, nuclear_modes, static_structure
+from densitykit.assess import one_step_errors, rollout_table
+from densitykit.assess.rollouts import verdict
+from densitykit.data.transforms import LogNormal
+from densitykit.data.windows import StatePairs, load_pairs, step_generator
+from densitykit.fields import n_electrons
+from densitykit.io.reader import open_runs, open_split, open_trajectory
+from densitykit.io.validate import validate_trajectory
 from densitykit.metrics import relative_l2, split_half_floor
 from densitykit.models import NuclearEmulator, load_model, read_provenance
-from densitykit.models.force_field import as_double
-from densitykit.models.nuclear import supercell, thermal_velocities
+from densitykit.models.baselines import FourierLinearMap
+from densitykit.models.nuclear.emulator import supercell, thermal_velocities
+from densitykit.models.nuclear.force_field import as_double
 from densitykit.rollout import Thermostat, rollout
-from densitykit.sampling import StatePairs, load_pairs, step_generator
-from densitykit.trajectory import open_runs, open_split, open_trajectory
-from densitykit.transforms import LogNormal
-from densitykit.validation import validate_trajectory
-from densitykit.verdict import verdict
+
+HORIZON = 12.0  # fs
 
 DATA = Path(__file__).parents[1] / "data"
 STORE = DATA / "lithium-800K.zarr"

@@ -12,19 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from densitykit.chain import dynamics as chain
+from densitykit.chain.data_sets import chain_dataset
+from densitykit.chain.dynamics import SYSTEMS, simulate_chain
+from densitykit.chain.kohn_sham import ReducedHartreeFock1D
 from densitykit.errors import GenerationError
-from densitykit.generate import chain
-from densitykit.generate.chain import (
-    ATOMIC_TIME,
-    BOHR,
-    HARTREE,
-    SYSTEMS,
-    simulate_chain,
-)
-from densitykit.generate.chain_data import chain_dataset
-from densitykit.generate.kohn_sham_1d import ReducedHartreeFock1D
-from densitykit.trajectory import open_split, open_trajectory
-from densitykit.validation import validate_trajectory
+from densitykit.io.reader import open_split, open_trajectory
+from densitykit.io.validate import validate_trajectory
+from densitykit.units import ATOMIC_TIME, BOHR, HARTREE
 
 #: coarse, for speed: energies are those of the basis, and conserved whatever it is
 QUICK = {"cutoff": 4.0, "progress": False}
@@ -117,7 +112,7 @@ def test_widths_and_species(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-from densitykit.generate.chain import simulate_chain
+from densitykit.chain.dynamics import simulate_chain
 simulate_chain(sys.argv[1], "metal", n_steps=260, stride=5, cutoff=4.0, progress=False)
 """
 

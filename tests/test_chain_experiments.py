@@ -8,17 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from densitykit import chain_experiments
-from densitykit.chain_experiments import (
-    PUBLISHED,
-    SMOOTH,
-    TABLES,
-    Entry,
-    run_experiments,
-)
-from densitykit.chain_maps import load_snapshots, score
+from densitykit.chain.snapshots import load_snapshots, score
 from densitykit.errors import DensityKitError
 from densitykit.models import load_model, read_provenance
+from experiments import chain_tables as chain_experiments
+from experiments.chain_tables import PUBLISHED, SMOOTH, TABLES, Entry, run_experiments
 
 DATA = Path(__file__).parent.parent / "data"
 RESULTS = DATA / "deep-density-1d" / "results.csv"
@@ -64,7 +58,7 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     rows = run(tmp_path, [0])
     monkeypatch.setattr(
-        "densitykit.chain_training._AdamRun.epoch", lambda *_: pytest.fail("trained again")
+        "densitykit.chain.training._AdamRun.epoch", lambda *_: pytest.fail("trained again")
     )
     pd.testing.assert_frame_equal(run(tmp_path, [0]), rows)
 

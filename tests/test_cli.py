@@ -14,12 +14,13 @@ import zarr
 from test_nuclear import liquid_run
 
 from densitykit import __version__
-from densitykit.__main__ import main
+from densitykit.cli import main
+from densitykit.data.windows import load_pairs
 from densitykit.errors import TrajectoryError
+from densitykit.io.reader import open_trajectory
+from densitykit.io.writer import create_trajectory, write_splits
 from densitykit.models import SurrogateUNet, load_model, read_provenance, save_model
 from densitykit.rollout import rollout
-from densitykit.sampling import load_pairs
-from densitykit.trajectory import create_trajectory, open_trajectory, write_splits
 
 SPLITS = {
     "train": {"run": ".", "start": 0, "stop": 20},
@@ -88,7 +89,7 @@ def test_wrong_usage_is_an_error(words, command, capsys):
     assert stop.value.code == 2 and "usage: densitykit" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["validate", "describe", "train", "rollout", "evaluate", "demo"])
+@pytest.mark.parametrize("name", ["validate", "describe", "train", "rollout", "evaluate"])
 def test_every_command_has_help(name, command, capsys):
     with pytest.raises(SystemExit) as stop:
         command(name, "--help")
@@ -163,8 +164,8 @@ def with_cell(cell: np.ndarray):
     [
         (with_cell(np.diag([6.0, 6.0, 7.0])), {}, "cell", "cubic cell"),
         (with_cell(6 * np.eye(3)[[1, 2, 0]]), {}, "cell", "aligned with the axes"),
-        (None, {"grid": (7, 7, 7)}, "density", "densitykit.grid.resample"),
-        (None, {"grid": (8, 8, 6)}, "density", "densitykit.grid.resample"),
+        (None, {"grid": (7, 7, 7)}, "density", "densitykit.fields.resample"),
+        (None, {"grid": (8, 8, 6)}, "density", "densitykit.fields.resample"),
         (poison(-0.1), {}, "density", "densitykit validate"),
         (poison(np.nan), {}, "density", "densitykit validate"),
     ],

@@ -13,8 +13,9 @@ pytest.importorskip("ase", reason="needs densitykit[dft]")
 
 from test_espresso import needs_worker
 
-from densitykit.__main__ import main
-from densitykit.trajectory import create_trajectory, open_trajectory
+from densitykit.cli import main
+from densitykit.io.reader import open_trajectory
+from densitykit.io.writer import create_trajectory
 
 
 def run(monkeypatch, *arguments: object) -> int:
@@ -54,7 +55,7 @@ def test_chain_data_set_is_made_in_its_folder(tmp_path, monkeypatch) -> None:
         create_trajectory(path, n_frames=1, grid=(4,), cell=4.0).append(np.ones(4), 0)
         return [path]
 
-    monkeypatch.setattr("densitykit.generate.chain_data.chain_dataset", dataset)
+    monkeypatch.setattr("densitykit.chain.data_sets.chain_dataset", dataset)
     command = ["generate", "chain", tmp_path, "--model", "mixed", "--dataset"]
     assert run(monkeypatch, *command) == 0
     assert seen == [(tmp_path, ["mixed"])]

@@ -11,19 +11,18 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from densitykit.correlations import (
+from densitykit.analysis.modes import (
     allowed_waves,
-    block_bootstrap,
     density_modes,
     fluctuation,
     nuclear_modes,
-    over_segments,
     peak_wave_number,
     static_structure,
     structure_factor,
 )
 from densitykit.errors import ShapeError
-from densitykit.trajectory import open_trajectory
+from densitykit.io.reader import open_trajectory
+from densitykit.statistics import block_bootstrap, over_segments
 
 LITHIUM = Path(__file__).parents[1] / "data" / "lithium-800K.zarr" / "run-2"
 

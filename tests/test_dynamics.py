@@ -20,8 +20,9 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from densitykit.errors import GenerationError
 from densitykit.generate.dynamics import energy_drift, molecular_dynamics
-from densitykit.trajectory import TrajectoryWriter, open_trajectory
-from densitykit.validation import validate_trajectory
+from densitykit.io.reader import open_trajectory
+from densitykit.io.validate import validate_trajectory
+from densitykit.io.writer import TrajectoryWriter
 
 EDGE, GRID = 6.0, (8, 8, 8)
 
@@ -239,7 +240,7 @@ def test_a_broken_state_file_is_named(tmp_path) -> None:
 
 
 def test_a_trajectory_of_something_else_is_not_continued(tmp_path) -> None:
-    from densitykit.trajectory import create_trajectory
+    from densitykit.io.writer import create_trajectory
 
     writer = create_trajectory(
         tmp_path / "rho", n_frames=2, grid=GRID, cell=EDGE, numbers=atoms().numbers

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from densitykit.ensembles import crps, ensemble_scores
+from densitykit.assess.ensembles import ensemble_scores
+from densitykit.data.windows import StatePairs
 from densitykit.errors import ShapeError
-from densitykit.sampling import StatePairs
+from densitykit.metrics import crps
 
 
 def test_crps_of_two_members_by_hand():

@@ -17,10 +17,10 @@ from ase.build import bulk
 from ase.units import Ry
 
 from densitykit.errors import GenerationError
+from densitykit.fields import fourier_shift, n_electrons, resample
 from densitykit.generate.dynamics import molecular_dynamics
 from densitykit.generate.espresso import Espresso, worker_python
-from densitykit.grid import fourier_shift, n_electrons, resample
-from densitykit.trajectory import open_trajectory
+from densitykit.io.reader import open_trajectory
 
 BUNDLED = Path(__file__).parents[1] / "data" / "lithium-800K.zarr" / "run-1"
 LITHIUM = {"cutoff": 16 * Ry, "k_points": (2, 2, 2), "temperature": 800.0, "bands": 21}

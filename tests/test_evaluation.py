@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from densitykit.baselines import LinearExtrapolation, Persistence
-from densitykit.evaluation import (
+from densitykit.assess import (
     error_curves,
     one_step_errors,
     one_step_table,
@@ -18,8 +17,9 @@ from densitykit.evaluation import (
     seconds_per_step,
     wide_table,
 )
-from densitykit.sampling import StatePairs
-from densitykit.transforms import LogNormal
+from densitykit.data.transforms import LogNormal
+from densitykit.data.windows import StatePairs
+from densitykit.models.baselines import LinearExtrapolation, Persistence
 
 H, N = 2.0, 4
 CELL = 6.0 * np.eye(3)

@@ -11,9 +11,9 @@ import torch
 import xarray as xr
 
 from densitykit.errors import ShapeError
-from densitykit.explore import compare, explore
+from densitykit.io.reader import open_trajectory
+from densitykit.plot.explore import compare, explore
 from densitykit.rollout import rollout
-from densitykit.trajectory import open_trajectory
 
 Make = Callable[..., Path]
 

@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.polynomial.chebyshev import chebval
 
 from densitykit.errors import ShapeError, TrajectoryError
-from densitykit.models.force_field import LinearForceField, fit_force_field
+from densitykit.models.nuclear.force_field import LinearForceField, fit_force_field
 
 CUBE = torch.diag(torch.full((3,), 6.0, dtype=torch.float64))
 SKEW = torch.tensor([[6.0, 0.0, 0.0], [1.5, 5.5, 0.0], [-1.0, 0.8, 6.5]]).double()

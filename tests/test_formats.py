@@ -12,17 +12,13 @@ from ase.calculators.vasp import VaspChargeDensity
 from ase.io.cube import write_cube as ase_write_cube
 from ase.units import Bohr
 
-from densitykit import formats
 from densitykit.errors import TrajectoryError
-from densitykit.formats import convert, read_frames, split_in_time, write_cube
-from densitykit.grid import n_electrons
-from densitykit.store import sibling
-from densitykit.trajectory import (
-    create_trajectory,
-    open_split,
-    open_trajectory,
-    pack_trajectory,
-)
+from densitykit.fields import n_electrons
+from densitykit.io import formats
+from densitykit.io.formats import convert, read_frames, split_in_time, write_cube
+from densitykit.io.reader import open_split, open_trajectory
+from densitykit.io.schema import sibling
+from densitykit.io.writer import create_trajectory, pack_trajectory
 
 Make = Callable[..., Path]
 CELL = np.array([[5.0, 0.0, 0.0], [1.0, 6.0, 0.0], [0.0, -0.5, 7.0]])

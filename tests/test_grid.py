@@ -5,16 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from densitykit.cells import cubic_edge, wave_vectors
 from densitykit.errors import ShapeError, TrajectoryError
-from densitykit.grid import (
-    cubic_edge,
-    fourier_shift,
-    n_electrons,
-    plane,
-    resample,
-    time_derivative,
-    wave_vectors,
-)
+from densitykit.fields import fourier_shift, n_electrons, plane, resample, time_derivative
 
 TRICLINIC = np.array([[4.0, 0.0, 0.0], [1.0, 5.0, 0.0], [0.5, -1.0, 6.0]])
 SCHEMES = ("backward-1", "backward-2", "central")

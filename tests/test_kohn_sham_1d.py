@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from scipy.special import erfc
 
-from densitykit.errors import GenerationError
-from densitykit.generate.kohn_sham_1d import ReducedHartreeFock1D, cutoff_table
-from densitykit.generate.plane_waves_1d import PlaneWaves1D
-from densitykit.generate.scf import AndersonMixing, entropy, fermi_dirac, occupation_slopes
-from densitykit.generate.screening import (
+from densitykit.chain.kohn_sham import ReducedHartreeFock1D, cutoff_table
+from densitykit.chain.plane_waves import PlaneWaves1D
+from densitykit.chain.scf import AndersonMixing, entropy, fermi_dirac, occupation_slopes
+from densitykit.chain.screening import (
     InverseDielectric,
     gaussian_potential,
     linear_response,
     polarizability,
     solve_screened,
 )
-from densitykit.grid import fourier_shift
+from densitykit.errors import GenerationError
+from densitykit.fields import fourier_shift
 
 SITES = 10.0 * np.arange(8) + 5
 WIDTHS = {"insulator": [1.0] * 8, "metal": [6.0] * 8, "mixed": [1.0] * 4 + [6.0] * 4}

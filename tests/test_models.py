@@ -24,7 +24,7 @@ from densitykit.models import (
     read_provenance,
     save_model,
 )
-from densitykit.models.layers import UNet, circular_conv, depth_to_space, space_to_depth
+from densitykit.nn.layers import UNet, circular_conv, depth_to_space, space_to_depth
 
 CONSTANTS = {"mu": -1.0, "sigma": 0.5, "eps": 0.01, "horizon": 4.0}
 SMALL = {

@@ -16,8 +16,8 @@ pytest.importorskip("pyscf", reason="pip install 'densitykit[dft]'")
 import pyscf
 
 from densitykit.errors import GenerationError
+from densitykit.fields import n_electrons
 from densitykit.generate.molecular import GaussianDFT, PeriodicGaussianDFT
-from densitykit.grid import n_electrons
 
 GRID = (48, 48, 48)
 EDGE = 7.2  # angstrom: a spacing of 0.15, so that quarter turns and steps map the grid on itself

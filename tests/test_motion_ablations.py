@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from densitykit import motion_ablations as ablations
 from densitykit.errors import CheckpointError
-from densitykit.trajectory import open_runs
+from densitykit.io.reader import open_runs
+from experiments import motion_ablations as ablations
 
 DATA = Path(__file__).parents[1] / "data"
 STORE, VOLUMES = DATA / "lithium-800K.zarr", DATA / "lithium-volumes.zarr"

@@ -19,16 +19,17 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from densitykit.analysis.nuclei import match_nuclei
+from densitykit.data.windows import StatePairs, load_pairs, physical_states
 from densitykit.errors import RolloutError, ShapeError, TrajectoryError
-from densitykit.grid import n_electrons
+from densitykit.fields import n_electrons
+from densitykit.io.reader import open_trajectory
+from densitykit.io.writer import write_splits
 from densitykit.models import NuclearEmulator, load_model, save_model
-from densitykit.models.force_field import ACCELERATION
-from densitykit.models.nuclear import KELVIN, Liquid
-from densitykit.nuclear_training import fit_parts
-from densitykit.nuclei import match_nuclei
+from densitykit.models.nuclear.emulator import Liquid
 from densitykit.rollout import iterate, remembering, rollout
-from densitykit.sampling import StatePairs, load_pairs, physical_states
-from densitykit.trajectory import open_trajectory, write_splits
+from densitykit.training.nuclear import fit_parts
+from densitykit.units import ACCELERATION, KELVIN
 
 EDGE, MASS, STEP = 7.0, 6.94, 6.0  # angstrom, dalton, fs
 CELL = EDGE * np.eye(3)
@@ -498,5 +499,5 @@ def test_a_grid_that_does_not_divide_says_resample(model) -> None:
         lambda: iterate(model, torch.ones(1, 3, 16, 16, 15), 1),
         lambda: model.begin_at(places, places, (16, 15, 16)),
     ):
-        with pytest.raises(ShapeError, match="stride 2.*densitykit.grid.resample"):
+        with pytest.raises(ShapeError, match="stride 2.*densitykit.fields.resample"):
             call()

@@ -11,18 +11,18 @@ from lightning_fabric import Fabric
 from test_nuclear import FORCE_FIELD, liquid_run
 from torch import Tensor, nn
 
+from densitykit.data.windows import step_generator
 from densitykit.errors import CheckpointError, ShapeError, TrajectoryError
 from densitykit.models import NuclearEmulator, load_model, save_model
-from densitykit.models.nuclear import ResidualNet
-from densitykit.models.superposition import Superposition, fit_superposition
-from densitykit.nuclear_training import (
+from densitykit.models.nuclear.emulator import ResidualNet
+from densitykit.models.nuclear.superposition import Superposition, fit_superposition
+from densitykit.training.nuclear import (
     ResidualLoss,
     ResidualPairs,
     fit_parts,
     residual_error,
     train_emulator,
 )
-from densitykit.sampling import step_generator
 
 N = 12  # grid points along an edge
 TINY = {"widths": (8,), "blocks": (1,), "patch": 2}

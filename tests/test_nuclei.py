@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from densitykit.analysis.nuclei import NucleiFilter, assign, find_nuclei, match_nuclei
+from densitykit.cells import wave_vectors
 from densitykit.errors import ShapeError
-from densitykit.grid import resample, wave_vectors
-from densitykit.nuclei import NucleiFilter, assign, find_nuclei, match_nuclei
-from densitykit.trajectory import open_trajectory
+from densitykit.fields import resample
+from densitykit.io.reader import open_trajectory
 
 LITHIUM = Path(__file__).resolve().parents[1] / "data" / "lithium-800K.zarr"
 CUBE = 7.0 * np.eye(3)

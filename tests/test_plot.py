@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from densitykit import __version__
 from densitykit.errors import ShapeError
-from densitykit.plot import (
+from densitykit.plot.figures import (
     PALETTE,
     TRUTH,
     comparison_figure,
@@ -31,7 +31,7 @@ from densitykit.plot import (
     worst_slice,
     worst_slice_figure,
 )
-from densitykit.report import write_report
+from experiments.report import write_report
 
 GRID = (4, 6, 8)
 EDGE = 9.0
@@ -446,7 +446,7 @@ def test_report_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("densitykit.plot.os.replace", killed)
+    monkeypatch.setattr("densitykit.plot.figures.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         write_report(path, "Second", [])
     assert "First" in path.read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from densitykit.report import complete_rows, merge_rows
+from experiments.report import complete_rows, merge_rows
 
 
 def test_rows_of_one_key_are_replaced(tmp_path: Path) -> None:

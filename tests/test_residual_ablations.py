@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from densitykit import residual_ablations as ablations
 from densitykit.errors import CheckpointError
-from densitykit.trajectory import open_trajectory
+from densitykit.io.reader import open_trajectory
+from experiments import residual_ablations as ablations
 
 DATA = Path(__file__).parents[1] / "data"
 STORE = DATA / "lithium-800K.zarr"

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from densitykit.baselines import LinearExtrapolation, Persistence
+from densitykit.data.windows import StatePairs
 from densitykit.errors import RolloutError, ShapeError, TrajectoryError
+from densitykit.io.reader import open_trajectory
+from densitykit.io.validate import validate_trajectory
+from densitykit.io.writer import TrajectoryWriter
+from densitykit.models.baselines import LinearExtrapolation, Persistence
 from densitykit.rollout import Thermostat, iterate, rollout
-from densitykit.sampling import StatePairs
-from densitykit.trajectory import TrajectoryWriter, open_trajectory
-from densitykit.validation import validate_trajectory
 
 CELL = 6.0 * np.eye(3)
 QUIET = {"cell": CELL, "horizon": 2.0, "progress": False}
@@ -139,7 +140,7 @@ def test_a_grid_that_does_not_divide_says_resample(thermostat):
     step = Coarse(2.0)
     if thermostat:
         step = Thermostat(step, pairs_with(1.0))
-    with pytest.raises(ShapeError, match="stride 4.*densitykit.grid.resample"):
+    with pytest.raises(ShapeError, match="stride 4.*densitykit.fields.resample"):
         rollout(step, x, 2, cell=CELL, progress=False)
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 import xarray as xr
 
+from densitykit.data.symmetry import augment
+from densitykit.data.windows import StatePairs, physical_states, step_generator
 from densitykit.errors import TrajectoryError
-from densitykit.grid import time_derivative
-from densitykit.sampling import StatePairs, augment, physical_states, step_generator
-from densitykit.trajectory import open_trajectory
+from densitykit.fields import time_derivative
+from densitykit.io.reader import open_trajectory
 
 
 def dataset(density: np.ndarray, spacing: float = 2.0) -> xr.Dataset:

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from densitykit.correlations import allowed_waves, density_modes, fluctuation, nuclear_modes
-from densitykit.errors import ShapeError
-from densitykit.scattering import (
+from densitykit.analysis.modes import allowed_waves, density_modes, fluctuation, nuclear_modes
+from densitykit.analysis.scattering import (
     decay_time,
     density_autocorrelation,
     dynamic_structure,
@@ -21,7 +20,8 @@ from densitykit.scattering import (
     spectral_moment,
     time_correlation,
 )
-from densitykit.trajectory import open_trajectory
+from densitykit.errors import ShapeError
+from densitykit.io.reader import open_trajectory
 
 LITHIUM = Path(__file__).parents[1] / "data" / "lithium-800K.zarr" / "run-2"
 EDGE = 6.0

@@ -25,8 +25,8 @@ from ase import Atoms
 from densitykit.errors import GenerationError
 from densitykit.generate.jobs import evaluate
 from densitykit.generate.snapshots import System, generate_snapshots, grid_shape
-from densitykit.trajectory import open_split, open_trajectory
-from densitykit.validation import validate_trajectory
+from densitykit.io.reader import open_split, open_trajectory
+from densitykit.io.validate import validate_trajectory
 
 SPLITS = {"train": 3, "validation": 1, "test": 2}
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from densitykit import study
+from experiments import long_rollouts as study
 
 DATA = Path(__file__).parents[1] / "data"
 STORE = DATA / "lithium-800K.zarr"

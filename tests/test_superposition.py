@@ -9,9 +9,14 @@ import pytest
 import torch
 import xarray as xr
 
+from densitykit.cells import wave_vectors
 from densitykit.errors import ShapeError, TrajectoryError
-from densitykit.grid import n_electrons, resample, wave_vectors
-from densitykit.models.superposition import Superposition, fit_superposition, structure_factors
+from densitykit.fields import n_electrons, resample
+from densitykit.models.nuclear.superposition import (
+    Superposition,
+    fit_superposition,
+    structure_factors,
+)
 
 CUBE = 9.0 * np.eye(3)
 SKEW = np.array([[9.0, 0.0, 0.0], [1.5, 8.5, 0.0], [-1.0, 0.8, 9.5]])

@@ -20,8 +20,8 @@ from densitykit.generate.convergence import Series, convergence_table, grid_tabl
 from densitykit.generate.geometries import MOLECULES, aluminium, molecule
 from densitykit.generate.snapshots import generate_snapshots
 from densitykit.generate.systems import convergence, gaussian_dft, generate, system, systems
-from densitykit.trajectory import open_split, open_trajectory
-from densitykit.validation import validate_trajectory
+from densitykit.io.reader import open_split, open_trajectory
+from densitykit.io.validate import validate_trajectory
 
 
 @pytest.mark.parametrize("name", [*MOLECULES, "water", "aluminium"])

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from test_nuclei import CUBE, FRACTIONS, LITHIUM, SHAPE, SKEW, holes
 
+from densitykit.analysis.nuclei import NucleiFilter, match_nuclei
+from densitykit.analysis.tracking import implied_temperature, track_nuclei
 from densitykit.errors import ShapeError
-from densitykit.grid import time_derivative
-from densitykit.nuclei import NucleiFilter, match_nuclei
-from densitykit.tracks import implied_temperature, track_nuclei
-from densitykit.trajectory import open_trajectory
+from densitykit.fields import time_derivative
+from densitykit.io.reader import open_trajectory
 
 
 def walk(n_frames: int) -> np.ndarray:

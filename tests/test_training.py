@@ -22,11 +22,12 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from densitykit.data.transforms import LogNormal
+from densitykit.data.windows import StatePairs, step_generator
 from densitykit.errors import CheckpointError
 from densitykit.metrics import relative_l2
 from densitykit.models import LatentDiffusion, SurrogateUNet
-from densitykit.sampling import StatePairs, step_generator
-from densitykit.training import (
+from densitykit.training.loop import (
     OneStepLoss,
     PosterLoss,
     adopt_autoencoder,
@@ -34,7 +35,6 @@ from densitykit.training import (
     train_latent_diffusion,
     train_surrogate,
 )
-from densitykit.transforms import LogNormal
 
 HORIZON = 4.0
 STEPS = 12

@@ -21,22 +21,15 @@ import xarray as xr
 import zarr
 
 from densitykit.errors import DensityKitError, TrajectoryError
-from densitykit.store import (
-    SCHEMA_VERSION,
-    bit_round,
-)
-from densitykit.trajectory import (
+from densitykit.io.reader import open_split, open_trajectory, summarise
+from densitykit.io.schema import SCHEMA_VERSION, bit_round
+from densitykit.io.validate import validate_trajectory
+from densitykit.io.writer import (
     TrajectoryWriter,
     copy_frames,
     create_trajectory,
     extend_trajectory,
-    open_split,
-    open_trajectory,
-    summarise,
     write_splits,
-)
-from densitykit.validation import (
-    validate_trajectory,
 )
 
 Make = Callable[..., Path]
@@ -699,7 +692,7 @@ def test_sigkill(
     # the server imports once, before any thread exists; each writer is then a cheap fork
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["densitykit.trajectory", __name__])
+    context.set_forkserver_preload(["densitykit.io.writer", __name__])
     rng, committed = np.random.default_rng(0), 0
     for _ in range(kills):
         written = context.Value("i", 0, lock=False)  # a lock would die with its holder

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from densitykit.transforms import LogNormal, restore_electrons
+from densitykit.data.transforms import LogNormal, restore_electrons
 
 TRANSFORM = LogNormal(mu=-2.1, sigma=0.7, eps=0.01)
 

@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from densitykit.correlations import block_bootstrap, over_segments
-from densitykit.errors import ShapeError
-from densitykit.trajectory import open_trajectory
-from densitykit.transport import (
-    CM2_PER_S,
+from densitykit.analysis.transport import (
     diffusion_coefficient,
     green_kubo,
     mean_square_displacement,
@@ -25,6 +21,10 @@ from densitykit.transport import (
     without_drift,
     yeh_hummer,
 )
+from densitykit.errors import ShapeError
+from densitykit.io.reader import open_trajectory
+from densitykit.statistics import block_bootstrap, over_segments
+from densitykit.units import CM2_PER_S
 
 LITHIUM = Path(__file__).parents[1] / "data" / "lithium-800K.zarr" / "run-2"
 EDGE = 6.0

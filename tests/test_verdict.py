@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from densitykit.assess.rollouts import COLUMNS, _interval, verdict
 from densitykit.errors import ShapeError
-from densitykit.grid import n_electrons
-from densitykit.trajectory import open_split
-from densitykit.verdict import COLUMNS, _interval, verdict
+from densitykit.fields import n_electrons
+from densitykit.io.reader import open_split
 
 LITHIUM = Path(__file__).resolve().parents[1] / "data" / "lithium-800K.zarr"
 ELECTRONS, FOUND, SJSD = "electron count", "frames with all nuclei", "value-sJSD"

@@ -24,7 +24,7 @@ def _lithium(arguments: argparse.Namespace) -> int:
     from densitykit.generate.dynamics import energy_drift, molecular_dynamics
     from densitykit.generate.espresso import Espresso
     from densitykit.generate.geometries import lithium
-    from densitykit.trajectory import open_trajectory, summarise
+    from densitykit.io.reader import open_trajectory, summarise
 
     atoms = lithium(arguments.size, arguments.seed)
     engine = Espresso(
@@ -58,9 +58,9 @@ def _lithium(arguments: argparse.Namespace) -> int:
 
 def _chain(arguments: argparse.Namespace) -> int:
     """Molecular dynamics of a one-dimensional chain, or the whole data set of one."""
-    from densitykit.generate.chain import simulate_chain
-    from densitykit.generate.chain_data import chain_dataset
-    from densitykit.trajectory import summarise
+    from densitykit.chain.data_sets import chain_dataset
+    from densitykit.chain.dynamics import simulate_chain
+    from densitykit.io.reader import summarise
 
     if arguments.dataset:
         (path,) = chain_dataset(arguments.out, [arguments.model])
@@ -80,7 +80,7 @@ def _chain(arguments: argparse.Namespace) -> int:
 def _static(arguments: argparse.Namespace) -> int:
     """Independent snapshots, each with its density."""
     from densitykit.generate.systems import generate
-    from densitykit.trajectory import summarise
+    from densitykit.io.reader import summarise
 
     path = generate(
         arguments.system,

@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from densitykit.errors import GenerationError
+from densitykit.fields import resample
 from densitykit.generate.engine import Engine
 from densitykit.generate.jobs import Result, close_engines, evaluate
 from densitykit.generate.snapshots import grid_shape
-from densitykit.grid import resample
-from densitykit.store import PathLike, load_arrays, save_arrays
+from densitykit.io.schema import PathLike, load_arrays, save_arrays
 
 __all__ = ["Series", "convergence_table", "grid_table"]
 

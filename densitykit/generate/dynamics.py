@@ -35,13 +35,9 @@ from tqdm.auto import tqdm
 
 from densitykit.errors import GenerationError
 from densitykit.generate.engine import Engine
-from densitykit.store import load_arrays, save_arrays
-from densitykit.trajectory import (
-    TrajectoryWriter,
-    create_trajectory,
-    extend_trajectory,
-    open_trajectory,
-)
+from densitykit.io.reader import open_trajectory
+from densitykit.io.schema import load_arrays, save_arrays
+from densitykit.io.writer import TrajectoryWriter, create_trajectory, extend_trajectory
 
 __all__ = ["energy_drift", "molecular_dynamics"]
 

@@ -39,9 +39,9 @@ from ase.units import Bohr, Ry, kB
 from numpy.typing import NDArray
 
 from densitykit.errors import GenerationError
+from densitykit.fields import resample
 from densitykit.generate.espresso_worker import read_record, write_record
 from densitykit.generate.pseudopotentials import gth, write_upf
-from densitykit.grid import resample
 
 __all__ = ["Espresso", "make_environment", "worker_python"]
 

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from densitykit.errors import GenerationError
-from densitykit.grid import n_electrons
+from densitykit.fields import n_electrons
 
 try:
     import pyscf

@@ -35,8 +35,8 @@ from tqdm.auto import tqdm
 from densitykit.errors import GenerationError
 from densitykit.generate.engine import Engine
 from densitykit.generate.jobs import Result, evaluate_all
-from densitykit.store import PathLike, load_arrays, recover, save_arrays
-from densitykit.trajectory import TrajectoryWriter, create_trajectory, write_splits
+from densitykit.io.schema import PathLike, load_arrays, recover, save_arrays
+from densitykit.io.writer import TrajectoryWriter, create_trajectory, write_splits
 
 try:
     import fcntl
@@ -64,7 +64,7 @@ class System:
     spacing
         Largest distance of the points of the stored grid, angstrom.
     keepbits
-        Mantissa bits of the stored density; see `densitykit.store.bit_round`.
+        Mantissa bits of the stored density; see `densitykit.io.schema.bit_round`.
     splits
         Number of snapshots in each split, in order. Their sum is the default size of the set.
     quantity

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from densitykit.models.layers import ResidualBlock, circular_conv, depth_to_space, space_to_depth
+from densitykit.nn.layers import ResidualBlock, circular_conv, depth_to_space, space_to_depth
 
 __all__ = ["Autoencoder"]
 

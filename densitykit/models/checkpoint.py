@@ -18,12 +18,12 @@ from safetensors.torch import load, save
 from torch import nn
 
 from densitykit import __version__
+from densitykit.chain.deep_density import DeepDensity1D
+from densitykit.chain.smooth_density import SmoothDensity1D
 from densitykit.errors import CheckpointError
-from densitykit.models.deep_density import DeepDensity1D
 from densitykit.models.diffusion import LatentDiffusion
-from densitykit.models.nuclear import NuclearEmulator
-from densitykit.models.smooth_density import SmoothDensity1D
-from densitykit.models.surrogate import SurrogateUNet
+from densitykit.models.nuclear.emulator import NuclearEmulator
+from densitykit.models.unet import SurrogateUNet
 
 __all__ = [
     "MODELS",

@@ -21,7 +21,7 @@ Noise on the conditioning latent during training imitates the errors of earlier 
 rollout, and so teaches the map to contract them instead of letting them grow.
 
 The training loss of the whole model is that of Chiang et al. (2025),
-:math:`L = L_{AE} + \lambda_1 L_{LDM} + \lambda_2 L_{sJSD}`; see :mod:`densitykit.training`.
+:math:`L = L_{AE} + \lambda_1 L_{LDM} + \lambda_2 L_{sJSD}`; see :mod:`densitykit.training.loop`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from torch import Tensor
 
 from densitykit.errors import ShapeError
 from densitykit.models.autoencoder import Autoencoder
-from densitykit.models.layers import LogFourierEmbedding, UNet
-from densitykit.models.surrogate import StateMap
+from densitykit.models.base import StateMap
+from densitykit.nn.layers import LogFourierEmbedding, UNet
 
 __all__ = ["LatentDiffusion"]
 

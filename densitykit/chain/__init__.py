@@ -1,0 +1,1 @@
+"""The one-dimensional world: Kohn-Sham, response, dynamics, Deep Density."""

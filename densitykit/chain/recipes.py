@@ -1,0 +1,81 @@
+r"""Learning the density of one-dimensional chains: two recipes.
+
+**paper** (Zepeda-Nunez et al. 2019, appendix A): Adam for 400 epochs on the mean squared error of
+all points, in single precision; the weights with the lowest validation error are kept, and the
+best of five seeds counts. Learning rate, batch and sizes of layers are not published: here a
+batch is one snapshot, and the rate falls from 0.005 to 0 as a cosine, since at a constant one
+Adam's own noise is what is left.
+
+**smooth**: the model of :mod:`densitykit.chain.smooth_density` in double precision, found by one
+linear least-squares solve: the problem is smooth and free of noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from densitykit.chain.deep_density import DeepDensity1D, fit_ansatz
+from densitykit.chain.smooth_density import SmoothDensity1D
+from densitykit.chain.snapshots import ChainSnapshots
+from densitykit.chain.training import cosine_rate, fit_linear, train_ensemble
+
+__all__ = ["train_paper", "train_smooth"]
+
+
+def train_paper(
+    training: ChainSnapshots,
+    validation: ChainSnapshots,
+    *,
+    n_near: int = 2,
+    seeds: Sequence[int] = range(5),
+    run_dir: str | Path | None = None,
+    device: str = "cpu",
+    sizes: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[list[DeepDensity1D], pd.DataFrame]:
+    """Deep Density as published: A to D fitted without networks, then Adam, one model a seed.
+
+    Arguments:
+        training, validation: snapshots.
+        n_near: neighbours that an atom sees.
+        seeds: of the initial weights.
+        run_dir: see :func:`densitykit.chain.training.train_ensemble`, to which the ``options`` go.
+        device: where to train.
+        sizes: further arguments of :class:`densitykit.chain.deep_density.DeepDensity1D`.
+
+    Returns:
+        The models in the order of the seeds, on the CPU, and the rows of the training.
+    """
+    species = training.species.unique().tolist()
+    models = []
+    for seed in seeds:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            models.append(DeepDensity1D(species, n_near, **(sizes or {})))
+    few = training.evenly(min(5, len(training)))
+    fit_ansatz(models[0], *few.arguments, few.density)
+    ansatz = {key: getattr(models[0], key).detach() for key in "ABCD"}
+    for model in models:
+        model.load_state_dict(ansatz, strict=False)
+        model.to(device)
+    options = {"learning_rate": 5e-3, "rate": cosine_rate, "batch": 1} | options
+    history = train_ensemble(models, training, validation, run_dir=run_dir, **options)
+    return [model.cpu().eval() for model in models], history
+
+
+def train_smooth(sets: Sequence[ChainSnapshots], **sizes: Any) -> SmoothDensity1D:
+    """The smooth variant, in double precision, by one linear least-squares solve.
+
+    Arguments:
+        sets: training snapshots of one chain, or of several that one model is to serve.
+        sizes: arguments of :class:`densitykit.chain.smooth_density.SmoothDensity1D`.
+    """
+    species = sorted({s for data in sets for s in data.species.tolist()})
+    model = SmoothDensity1D(species, **sizes)
+    fit_linear(model, sets)
+    return model.eval()

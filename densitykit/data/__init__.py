@@ -1,0 +1,1 @@
+"""Windows of a trajectory, transforms and symmetry: what models learn from."""

@@ -1,0 +1,154 @@
+"""What is wrong with a trajectory, precisely: one line per problem, with the frames and the fix.
+
+Checked are the schema, the commit marks, and every committed frame: that its chunk is there and
+can be decoded, that the density is finite and non-negative, that no frame repeats the one before,
+and that the number of electrons is the stored one and that of the other frames. Frames are read
+one at a time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from densitykit.errors import TrajectoryError
+from densitykit.io.schema import (
+    RESTORE,
+    SCHEMA_VERSION,
+    PathLike,
+    decodable,
+    locate,
+    open_arrays,
+    runs,
+    schema_problems,
+    spell,
+    split_problems,
+    time_problems,
+)
+
+__all__ = ["validate_trajectory"]
+
+
+def validate_trajectory(
+    path: PathLike, *, tolerance_electrons: float = 1e-3, progress: bool = False
+) -> list[str]:
+    """List everything that is wrong with a trajectory, or with all runs of a store.
+
+    Frames are read one at a time, so memory use does not grow with the length.
+
+    Parameters
+    ----------
+    path
+        The group of a trajectory, or a root group with runs.
+    tolerance_electrons
+        Largest relative deviation of the electron number of a frame from the stored value, and
+        from the median of all frames.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    list of str
+        One line per problem: variable, frames, what is wrong, what to do. Empty if all is well.
+    """
+    try:
+        path = locate(path)
+    except TrajectoryError as error:
+        return [str(error)]
+    attrs = dict(zarr.open_group(path, mode="r").attrs)
+    problems = []
+    if runs(path) == ["."]:
+        problems = _run_problems(path, attrs, tolerance_electrons, progress)
+    else:
+        options = {"tolerance_electrons": tolerance_electrons, "progress": progress}
+        for run in runs(path):
+            problems += [f"{run}: {line}" for line in validate_trajectory(path / run, **options)]
+    return problems or split_problems(path, attrs.get("splits", {}))
+
+
+def _run_problems(
+    path: Path, attrs: Mapping[str, Any], tolerance: float, progress: bool
+) -> list[str]:
+    """List the problems of one run."""
+    lines = []
+    if attrs.get("schema_version") != SCHEMA_VERSION:
+        problem = f"schema_version is {attrs.get('schema_version')!r}"
+        lines.append(f"attributes: {problem}; convert the store and set {SCHEMA_VERSION!r}")
+    arrays, broken = open_arrays(path)
+    broken = broken or schema_problems(arrays)
+    if broken:
+        return lines + broken
+    lost = {name for name in arrays if name != "density" and not decodable(arrays[name])}
+    lines += [f"{name}: a chunk cannot be decoded; {RESTORE}" for name in sorted(lost)]
+    if lost & {"time", "cell"}:
+        return lines
+    time, volume = arrays["time"][:], np.abs(np.linalg.det(arrays["cell"][:]))
+    lines += time_problems(time)
+    if not volume > 0:
+        return [*lines, f"cell: the volume is {volume}; {RESTORE}"]
+    frames = np.flatnonzero(np.isfinite(time))
+    found, sums = _scan(arrays["density"], frames, progress)
+    counts = sums * volume / np.prod(arrays["density"].shape[1:])
+    known = "n_electrons" in arrays and "n_electrons" not in lost
+    stored = arrays["n_electrons"][:][frames] if known else counts
+    found |= _count_problems(frames, counts, stored, tolerance)
+    return lines + [f"density, {spell(found[text])}: {text}" for text in found]
+
+
+def _scan(
+    density: zarr.Array, frames: NDArray[np.integer], progress: bool
+) -> tuple[dict[str, list[int]], NDArray[np.float64]]:
+    """Read the frames one by one; return problem to frames, and sums over the grid."""
+    found: dict[str, list[int]] = defaultdict(list)
+    sums = np.full(frames.size, np.nan)
+    negative, previous = [], None
+    for i, frame in enumerate(tqdm(frames, unit="frame", disable=not progress)):
+        try:
+            values = density[int(frame)]
+        except Exception:  # every codec raises its own
+            found[f"the chunk cannot be decoded; {RESTORE}"].append(frame)
+            continue
+        if np.array_equal(values, np.full_like(values, density.fill_value), equal_nan=True):
+            found[f"committed, but the chunk is missing; {RESTORE}"].append(frame)
+        elif not np.isfinite(values).all():
+            found[f"values are not finite; {RESTORE}, or recompute the frame"].append(frame)
+        else:
+            sums[i] = values.sum(dtype=np.float64)
+            if previous is not None and np.array_equal(values, previous):
+                fix = "drop the frame, and look for a calculation that stood still"
+                found[f"equal to the frame before; {fix}"].append(frame)
+            if values.min() < 0:
+                negative.append((frame, np.count_nonzero(values < 0), values.min()))
+            previous = values
+    if negative and not density.attrs.get("allow_negative", False):
+        where, numbers, lowest = zip(*negative, strict=True)
+        fix = "recompute or clip them, or declare them with the attribute allow_negative"
+        found[f"{sum(numbers)} negative values, down to {min(lowest):.3g}; {fix}"] = list(where)
+    return found, sums
+
+
+def _count_problems(
+    frames: NDArray[np.integer],
+    counts: NDArray[np.float64],
+    stored: NDArray[np.float64],
+    tolerance: float,
+) -> dict[str, list[int]]:
+    """Compare electron numbers with those stored, and with the median of the run."""
+    finite = np.isfinite(counts)
+    typical = np.median(counts[finite]) if finite.any() else np.nan
+    found = {}
+    for reference, name in ((stored, "the stored n_electrons"), (typical, f"{typical:.6g}")):
+        # not "> tolerance": a reference of NaN is a deviation too
+        off = finite & ~(np.abs(counts - reference) <= tolerance * abs(typical))
+        if off.any():
+            worst = counts[off][np.argmax(np.abs(counts[off] - typical))]
+            problem = f"the electron number differs from {name} (worst: {worst:.6g})"
+            found[f"{problem}; {RESTORE}, or recompute the frame"] = list(frames[off])
+    return found

@@ -1,0 +1,1 @@
+"""The emulator through the nuclei and its parts."""

@@ -1,0 +1,43 @@
+r"""The deterministic one-step map: a periodic U-Net.
+
+It is plain regression on the next state: the baseline beside which latent diffusion has to earn
+its place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from densitykit.models.base import StateMap
+from densitykit.nn.layers import UNet
+
+__all__ = [
+    "SurrogateUNet",
+]
+
+
+class SurrogateUNet(StateMap):
+    """Deterministic periodic U-Net, the strongest baseline: regression on the next state.
+
+    The network corrects linear extrapolation, (field + rate, rate). Arguments as in
+    :class:`StateMap` and :class:`densitykit.nn.layers.UNet`.
+    """
+
+    def __init__(
+        self,
+        mu: float,
+        sigma: float,
+        eps: float,
+        horizon: float,
+        widths: tuple[int, ...] = (48, 96),
+        blocks: tuple[int, ...] = (2, 3),
+        patch: int = 2,
+    ) -> None:
+        super().__init__(mu, sigma, eps, horizon)
+        self.net = UNet(2, 2, tuple(widths), tuple(blocks), patch)
+        self.stride = self.net.stride
+
+    def advance(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        extrapolated = torch.stack([state[:, 0] + state[:, 1], state[:, 1]], dim=1)
+        return extrapolated + self.net(state)

@@ -1,0 +1,1 @@
+"""One way to train, to resume and to watch."""

@@ -1,0 +1,235 @@
+r"""What helps a map of the density on its grid? Small ones, one thing at a time, over seeds.
+
+.. math:: L = L_{LDM} + \lambda_2 L_{sJSD}
+
+of latent diffusion without sJSD, and with its spatial and value reading (`densitykit.metrics`),
+each with a weight that makes the term about a sixth of the loss at the end of a training; without
+noise on the conditioning latent, and with three times as much; and drawn in several sampler steps,
+trained on lower noise levels, instead of the conditional mean in one. All these share one
+autoencoder; variants of the size of the latent train their own. Beside them stands the
+deterministic U-Net of the same width without a latent, in steps of 6, 12 and 24 fs, and without
+the rate of the density.
+
+Seed by seed, initial weights, batches and noise are the same, so that one thing alone differs:
+differences *within* a seed say more than those between means. One row per (variant, seed, metric)
+goes to a CSV file; what is there is not computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import t as student
+
+from densitykit.assess import error_curves, one_step_table, rollout_table
+from densitykit.data.transforms import LogNormal
+from densitykit.data.windows import StatePairs, load_pairs
+from densitykit.models import LatentDiffusion, StateMap, SurrogateUNet, load_model
+from densitykit.models.checkpoint import read_arguments
+from densitykit.rollout import Thermostat, rollout
+from densitykit.training.loop import adopt_autoencoder, train_latent_diffusion, train_surrogate
+from experiments.report import complete_rows
+
+__all__ = ["VARIANTS", "Latent", "Plain", "compare_variants", "run_ablations"]
+
+
+class Latent(NamedTuple):
+    """Latent diffusion: arguments of its training, steps of its sampler, channels of its latent.
+
+    Without channels, the autoencoder is the one that all share.
+    """
+
+    training: Mapping[str, Any] = {}  # noqa: RUF012
+    sampler_steps: int = 1
+    channels: int | None = None
+
+
+class Plain(NamedTuple):
+    """Deterministic U-Net: time of a step in fs, and whether it sees the rate of the density."""
+
+    horizon: float = 12.0
+    rate: bool = True
+
+
+_LOW_NOISE = {"loss": {"log_sigma": (0.0, 1.5)}}
+VARIANTS = {
+    "no sJSD": Latent(),
+    "spatial": Latent({"lambda_2": 300.0, "reading": "spatial"}),
+    "value": Latent({"lambda_2": 50.0, "reading": "value"}),
+    "no conditioning noise": Latent({"loss": {"condition_noise": 0.0}}),
+    "conditioning noise 0.3": Latent({"loss": {"condition_noise": 0.3}}),
+    "4 sampler steps": Latent(_LOW_NOISE, sampler_steps=4),
+    "16 sampler steps": Latent(_LOW_NOISE, sampler_steps=16),
+    "latent of 4 channels": Latent(channels=4),
+    "latent of 8 channels": Latent(channels=8),
+    "latent of 16 channels": Latent(channels=16),
+    "U-Net": Plain(),
+    "U-Net, 6 fs": Plain(6.0),
+    "U-Net, 24 fs": Plain(24.0),
+    "U-Net, no rate": Plain(rate=False),
+}
+SMALL = {"widths": (32, 64), "blocks": (1, 2)}
+RECIPE = {"batch": 2, "learning_rate": 2e-3, "ema": 0.99}
+COLUMNS = ["variant", "seed", "steps", "metric", "value"]
+LEADS = (24.0, 72.0)  # fs
+TAU = 30.0  # fs, of the thermostat
+
+
+def run_ablations(
+    data: str | Path,
+    autoencoder: Path,
+    out: Path,
+    *,
+    variants: Sequence[str] = tuple(VARIANTS),
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int = 1200,
+    rollout_steps: int = 400,
+    autoencoder_steps: int = 1500,
+    run_dir: Path = Path("runs/ablations"),
+) -> pd.DataFrame:
+    """Train and judge variants with every seed, or what of it is not in the file yet.
+
+    Arguments:
+        data: store with splits train and test.
+        autoencoder: checkpoint whose autoencoder the latent variants share.
+        out: CSV file; rows are added to what it holds.
+        variants: names of `VARIANTS`.
+        seeds: of initial weights, training and rollouts.
+        steps: of each training.
+        rollout_steps: of the rollout, with thermostat, from the first test state.
+        autoencoder_steps: of an autoencoder that a variant trains for itself.
+        run_dir: states of trainings; an interrupted one is continued.
+
+    Returns:
+        All rows of the file: variant, seed, steps, metric, value.
+    """
+
+    @cache
+    def pairs(horizon: float) -> list[StatePairs]:
+        return [load_pairs(data, split, horizon) for split in ("train", "test")]
+
+    def judged(name: str, seed: int, steps: int) -> pd.DataFrame:
+        variant = VARIANTS[name]
+        train, test = pairs(_horizon(variant, autoencoder))
+        torch.manual_seed(seed)
+        folder = run_dir / f"{_trained_as(name)}, seed {seed}, {steps} steps"
+        options = RECIPE | {"steps": steps, "seed": seed, "run_dir": folder}
+        if isinstance(variant, Latent):
+            model = _latent(variant, autoencoder, train, autoencoder_steps, options)
+            statistics = _statistics(model, train, test, rollout_steps, seed)
+            return pd.concat([_errors(model, test), statistics])
+        train, test = (x if variant.rate else _resting(x) for x in (train, test))
+        return _errors(_plain(variant, autoencoder, train, options), test)
+
+    wanted = [(v, s, steps) for s in seeds for v in variants]
+    return complete_rows(out, COLUMNS, COLUMNS[:3], wanted, judged)
+
+
+def _horizon(variant: Latent | Plain, autoencoder: Path) -> float:
+    return (
+        variant.horizon if isinstance(variant, Plain) else read_arguments(autoencoder)["horizon"]
+    )
+
+
+def _trained_as(name: str) -> str:
+    """The first variant with the same training: those that only sample otherwise share it."""
+    variant = VARIANTS[name]
+    if isinstance(variant, Plain):
+        return name
+    same = {k: v._replace(sampler_steps=1) for k, v in VARIANTS.items() if isinstance(v, Latent)}
+    return next(k for k, v in same.items() if v == same[name])
+
+
+def _latent(
+    variant: Latent,
+    autoencoder: Path,
+    train: StatePairs,
+    autoencoder_steps: int,
+    options: Mapping[str, Any],
+) -> LatentDiffusion:
+    """Trained, with the shared autoencoder or one of its own."""
+    card = read_arguments(autoencoder) | SMALL
+    if variant.channels is not None:
+        model = LatentDiffusion(**card | {"latent_channels": variant.channels})
+    else:
+        model = LatentDiffusion(**card)
+        adopt_autoencoder(model, load_model(autoencoder))
+        autoencoder_steps = 0
+    options = {**options, "autoencoder_steps": autoencoder_steps}
+    train_latent_diffusion(model, train, **options, **variant.training)
+    model.sampler_steps = variant.sampler_steps
+    return model
+
+
+def _plain(
+    variant: Plain, autoencoder: Path, train: StatePairs, options: Mapping[str, Any]
+) -> SurrogateUNet:
+    """Trained; standardised as the latent models are."""
+    card = read_arguments(autoencoder)
+    constants = {k: card[k] for k in ("mu", "sigma", "eps")}
+    model = SurrogateUNet(**constants, horizon=variant.horizon, **SMALL)
+    train_surrogate(model, train, **options)
+    return model
+
+
+def _resting(pairs: StatePairs) -> StatePairs:
+    """The same densities, with nothing known of their rates."""
+    pairs = copy(pairs)
+    pairs.states = pairs.states * torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1)
+    return pairs
+
+
+def _errors(model: StateMap, test: StatePairs) -> pd.DataFrame:
+    """After a step, with every fourth state, and after the same times for all steps."""
+    table = one_step_table({"": model}, test, every=4)
+    leads, curves = error_curves({"": model}, test, round(LEADS[-1] / test.horizon), starts=32)
+    at = [round(lead / test.horizon) - 1 for lead in LEADS]
+    later = {
+        "metric": [f"l2 after {leads[i]:g} fs" for i in at],
+        "value": [curves[""][i].mean() for i in at],
+    }
+    return pd.concat([table, pd.DataFrame(later)])[["metric", "value"]]
+
+
+def _statistics(
+    model: LatentDiffusion, train: StatePairs, test: StatePairs, steps: int, seed: int
+) -> pd.DataFrame:
+    """Of a rollout beside the reference."""
+    held = Thermostat(model, train, TAU)
+    options = {"cell": test.cell, "seed": seed, "progress": False}
+    density = rollout(held, test.states[0], steps, **options).density.values
+    transform = LogNormal.fit(train.states[:, 0].numpy(), eps=0.0)
+    reference = test.states[:: test.lag, 0].numpy()
+    table = rollout_table({"rollout": density}, reference, test.cell, transform)
+    return table[table.model == "rollout"][["metric", "value"]]
+
+
+def compare_variants(rows: pd.DataFrame, base: str = "no sJSD") -> pd.DataFrame:
+    """Mean ratio of each metric to that of the base variant, paired by seed.
+
+    Arguments:
+        rows: from :func:`run_ablations`.
+        base: the variant to divide by.
+
+    Returns:
+        Rows (variant, metric, ratio, low, high, seeds): the geometric mean of the ratios and its
+        95 % interval from Student's t in ln ratio; NaN with one seed.
+    """
+    wide = rows.pivot_table("value", ["seed", "steps"], ["variant", "metric"], sort=False)
+    found = []
+    for variant in wide.columns.unique("variant"):
+        if variant == base:
+            continue
+        for metric in wide[variant].columns:
+            log = np.log(wide[variant][metric] / wide[base][metric]).dropna()
+            mean, n = log.mean(), len(log)
+            half = student.ppf(0.975, n - 1) * log.std() / np.sqrt(n) if n > 1 else np.nan
+            found.append((variant, metric, *np.exp([mean, mean - half, mean + half]), n))
+    return pd.DataFrame(found, columns=["variant", "metric", "ratio", "low", "high", "seeds"])

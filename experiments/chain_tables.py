@@ -1,0 +1,230 @@
+r"""The one-dimensional experiments of Deep Density (Zepeda-Nunez et al. 2019, 4.1 and appendix A).
+
+========== ================================================================== =================
+what       experiment                                                         entries
+========== ================================================================== =================
+table3     published network: validation error against neighbours            N_near = 1 .. 7
+table4     published network: validation error against training snapshots     100, 200, 400
+smooth     our linear variant: one model a chain, and one for all three       4
+========== ================================================================== =================
+
+Every model is scored on all splits: "validation" (tables 3 and 4 of the paper), "test-within"
+(figure 4: step 2019, between two training frames), "step-29000" (figure 5), "test" (steps 10 000
+to 29 900) and "transfer" (figure 6: 32 atoms). Results are tidy: one number a row, in
+``results.csv``, beside the checkpoints. Lessons and tables read these files only.
+
+**Settings of the smooth variant** were chosen on validation data. That of all chains is
+for transfer: the longer mixed chain has metal atoms with metal on both sides further than
+the short one, so its model may combine what it has seen in any of the three, in stretches of at
+most four atoms, which is as long as the pieces of the short mixed chain are (``spans``).
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from torch import nn
+
+from densitykit.chain.recipes import train_paper, train_smooth
+from densitykit.chain.snapshots import ChainSnapshots, load_snapshots, score
+from densitykit.errors import DensityKitError
+from densitykit.io.reader import open_split
+from densitykit.models import save_model
+from experiments.report import merge_rows
+
+__all__ = ["PUBLISHED", "SMOOTH", "TABLES", "Entry", "Smooth", "run_experiments"]
+
+
+class Entry(NamedTuple):
+    """One entry of a table: a system, the neighbours an atom sees, the training snapshots."""
+
+    system: str
+    n_near: int
+    samples: int
+
+
+class Smooth(NamedTuple):
+    """A smooth model: training snapshots by system, and the sizes of the model."""
+
+    samples: dict[str, int]
+    sizes: dict[str, Any]
+
+
+TABLES = {
+    "table3": [Entry(s, n, 100) for n in (2, 1, 3, 4, 5, 6, 7) for s in ("insulator", "metal")],
+    "table4": [Entry("mixed", 2, n) for n in (400, 200, 100)],
+}
+
+#: validation MSE of the paper in 1/bohr^2, best of five
+PUBLISHED = dict(
+    zip(
+        [Entry("insulator", n, 100) for n in range(1, 8)]
+        + [Entry("metal", n, 100) for n in range(1, 8)]
+        + [Entry("mixed", 2, n) for n in (100, 200, 400)],
+        [1.91e-8, 4.02e-8, 2.26e-8, 5.02e-8, 1.38e-7, 1.39e-7, 1.13e-7]
+        + [9.11e-10, 1.08e-9, 1.04e-9, 1.10e-9, 3.00e-9, 7.65e-9, 3.53e-9]
+        + [1.87e-7, 6.94e-8, 4.40e-8],
+        strict=True,
+    )
+)
+
+SMOOTH = {
+    "insulator": Smooth(
+        {"insulator": 100}, {"n_near": 4, "spans": [4, 4, 4], "waves": 40, "cutoff": 20.0}
+    ),
+    "metal": Smooth(
+        {"metal": 100}, {"n_near": 6, "spans": [6, 6], "waves": 24, "cutoff": 32.0, "decay": 12.0}
+    ),
+    "mixed": Smooth(
+        {"mixed": 400},
+        {"n_near": 6, "spans": [6, 6, 3], "waves": 40, "cutoff": 24.0, "decay": 8.0},
+    ),
+    "all": Smooth(
+        {"insulator": 100, "metal": 100, "mixed": 400},
+        {"n_near": 6, "spans": [3, 3], "waves": 40, "cutoff": 24.0},
+    ),
+}
+
+KEYS = ["variant", "system", "n_near", "samples", "seed", "split", "metric"]
+COLUMNS = [*KEYS, "value", "cpu_seconds"]
+
+
+def run_experiments(
+    data: str | Path,
+    out: str | Path,
+    *,
+    tables: Sequence[str] = ("table3", "table4", "smooth"),
+    seeds: Sequence[int] = range(5),
+    run_dir: str | Path = "runs/deep-density-1d",
+    **options: Any,
+) -> pd.DataFrame:
+    """Train and score all entries of tables.
+
+    A killed run continues where it was. Further seeds may be asked for later: their rows
+    are added.
+
+    Arguments:
+        data: folder of the chains, ``SYSTEM.zarr``.
+        out: folder of ``results.csv`` and the checkpoints: ``SYSTEM-paper``, of the lowest
+            validation error at N_near = 2 and most snapshots, and ``NAME-smooth``.
+        tables: names of `TABLES`, and "smooth".
+        seeds: of the initial weights of the paper's networks; they are trained together.
+        run_dir: states of unfinished trainings.
+        options: of :func:`densitykit.chain.recipes.train_paper`.
+
+    Returns:
+        All rows of ``results.csv``.
+
+    Raises:
+        DensityKitError: there is no such table.
+    """
+    unknown = set(tables) - set(TABLES) - {"smooth"}
+    if unknown:
+        raise DensityKitError(f"no table {sorted(unknown)}; choose of {[*TABLES, 'smooth']}")
+    data, out = Path(data), Path(out)
+    for entry in (e for name in tables if name in TABLES for e in TABLES[name]):
+        folder = Path(run_dir) / f"{entry.system}-{entry.n_near}-{entry.samples}"
+        folder = folder / "-".join(str(seed) for seed in seeds)
+        models, rows = _train_entry(data, entry, seeds, folder, **options)
+        rows, sizes = merge_rows(out / "results.csv", rows, KEYS), options.get("sizes") or {}
+        if _keep_best(out, entry, models, rows, sizes):
+            shutil.copyfile(folder / "log.csv", out / f"{entry.system}-paper-log.csv")
+    for name in SMOOTH if "smooth" in tables else ():
+        merge_rows(out / "results.csv", _train_smooth(data, out, name), KEYS)
+    return pd.read_csv(out / "results.csv")
+
+
+def _train_entry(
+    data: Path, entry: Entry, seeds: Sequence[int], folder: Path, **options: Any
+) -> tuple[dict[int, nn.Module], pd.DataFrame]:
+    """The models by seed, and their scores on all splits."""
+    path = data / f"{entry.system}.zarr"
+    splits = _splits(path)
+    models, history = train_paper(
+        load_snapshots(path, "train").evenly(entry.samples),
+        splits["validation"],
+        n_near=entry.n_near,
+        seeds=seeds,
+        run_dir=folder,
+        label=f"{entry.system}, N_near {entry.n_near}, {entry.samples} snapshots",
+        **options,
+    )
+    seconds = round(history.seconds.iloc[-1] / len(seeds), 1)
+    by_seed = dict(zip(seeds, models, strict=True))
+    labels = {"variant": "paper", **entry._asdict()}
+    rows = [_scores(m, splits, **labels, seed=s, cpu_seconds=seconds) for s, m in by_seed.items()]
+    return by_seed, pd.concat(rows, ignore_index=True)
+
+
+def _train_smooth(data: Path, out: Path, name: str) -> pd.DataFrame:
+    """Train, score and save one smooth model."""
+    samples, sizes = SMOOTH[name]
+    started = time.process_time()
+    paths = {system: data / f"{system}.zarr" for system in samples}
+    model = train_smooth(
+        [load_snapshots(p, "train").evenly(samples[s]) for s, p in paths.items()], **sizes
+    )
+    seconds = round(time.process_time() - started, 1)
+    variant = "smooth, all chains" if name == "all" else "smooth"
+    labels = {"variant": variant, "n_near": model.n_near, "seed": 0, "cpu_seconds": seconds}
+    rows = [
+        _scores(model, _splits(p), **labels, system=s, samples=samples[s])
+        for s, p in paths.items()
+    ]
+    data_used = ", ".join(f"{n} of {system}" for system, n in samples.items())
+    provenance = {
+        "data": f"training snapshots: {data_used}",
+        "command": "python -m densitykit chains --tables smooth",
+        "cpu_seconds": seconds,
+    }
+    card = {"species": list(model.species)} | sizes
+    save_model(model, out / f"{name}-smooth", card, provenance)
+    return pd.concat(rows, ignore_index=True)
+
+
+def _scores(model: nn.Module, splits: Mapping[str, ChainSnapshots], **labels: Any) -> pd.DataFrame:
+    """Scores of a model on all splits of a chain."""
+    rows = [score(model, d, **labels, split=s) for s, d in splits.items()]
+    return pd.concat(rows, ignore_index=True)[COLUMNS]
+
+
+def _splits(path: Path) -> Mapping[str, ChainSnapshots]:
+    splits = {
+        name: load_snapshots(path, name)
+        for name in ("validation", "test-within", "test", "transfer")
+    }
+    late = (open_split(path, "test").step == 29_000).values.nonzero()[0]
+    return splits | {"step-29000": splits["test"].at(late)}
+
+
+def _keep_best(
+    out: Path,
+    entry: Entry,
+    models: Mapping[int, nn.Module],
+    rows: pd.DataFrame,
+    sizes: Mapping[str, Any],
+) -> bool:
+    """Save the model of a system that all rows so far call the best, if it is one of these."""
+    mine = rows.query("variant == 'paper' and system == @entry.system and n_near == 2")
+    mine = mine.query("split == 'validation' and metric == 'mse'")
+    if entry.n_near != 2 or entry.samples < mine.samples.max():
+        return False
+    best = mine[mine.samples == entry.samples].sort_values("value").iloc[0]
+    if best.seed not in models:
+        return False
+    model = models[best.seed]
+    provenance = {
+        "data": f"{entry.samples} training snapshots of {entry.system}",
+        "command": "python -m densitykit chains",
+        "seed": int(best.seed),
+        "validation_mse": float(best.value),
+        "cpu_seconds": float(best.cpu_seconds),
+    }
+    card = {"species": list(model.species), "n_near": model.n_near} | sizes
+    save_model(model, out / f"{entry.system}-paper", card, provenance)
+    return True
