@@ -32,11 +32,16 @@ _SCHEMES = {"backward-1": (1.0, -1.0), "backward-2": (1.5, -2.0, 0.5), "central"
 def n_electrons(density: np.ndarray, cell: np.ndarray) -> np.ndarray:
     """Integral of the density over the cell.
 
-    Arguments:
-        density: shape (*, X, Y, Z) (or (*, X) in one dimension) in angstrom**-3 (angstrom**-1).
-        cell: lattice vectors as rows, shape (d, d), in angstrom.
+    Parameters
+    ----------
+    density
+        Shape (*, X, Y, Z) (or (*, X) in one dimension) in angstrom**-3 (angstrom**-1).
+    cell
+        Lattice vectors as rows, shape (d, d), in angstrom.
 
-    Returns:
+    Returns
+    -------
+    np.ndarray
         Number of electrons with shape (*,), summed in double precision.
     """
     axes = tuple(range(-len(cell), 0))
@@ -47,11 +52,16 @@ def n_electrons(density: np.ndarray, cell: np.ndarray) -> np.ndarray:
 def resample(density: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """The same periodic function on another number of points, by Fourier interpolation.
 
-    Arguments:
-        density: shape (*, N1, ..., Nd) with d = len(shape).
-        shape: new numbers of points.
+    Parameters
+    ----------
+    density
+        Shape (*, N1, ..., Nd) with d = len(shape).
+    shape
+        New numbers of points.
 
-    Returns:
+    Returns
+    -------
+    np.ndarray
         Field with shape (*, *shape). Refining is exact; coarsening drops the coefficients that the
         coarse grid cannot hold. The integral is kept to rounding either way.
     """
@@ -69,10 +79,13 @@ def resample(density: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 def fourier_shift(density: np.ndarray, shift: Sequence[float]) -> np.ndarray:
     """Field moved by a fraction of the cell along each axis: f(r) -> f(r - shift).
 
-    Arguments:
-        density: shape (*, N1, ..., Nd), d = len(shift).
-        shift: fractions of the cell edges. Multiples of 1/N are exact for any field; others need
-            a field without Nyquist component.
+    Parameters
+    ----------
+    density
+        Shape (*, N1, ..., Nd), d = len(shift).
+    shift
+        Fractions of the cell edges. Multiples of 1/N are exact for any field; others need
+        a field without Nyquist component.
     """
     out = density
     for axis, s in zip(range(-len(shift), 0), shift, strict=True):
@@ -92,12 +105,16 @@ def fourier_shift(density: np.ndarray, shift: Sequence[float]) -> np.ndarray:
 def time_derivative(field: np.ndarray, spacing: float, scheme: str = "backward-2") -> np.ndarray:
     """Time derivative from neighbouring frames (first axis is time); NaN where frames are missing.
 
-    Arguments:
-        field: shape (time, *).
-        spacing: time between frames in fs.
-        scheme: "backward-1" and "backward-2" (first and second order, past frames only) or
-            "central" (second order, uses one future frame: for analysis, never as a model's
-            input).
+    Parameters
+    ----------
+    field
+        Shape (time, *).
+    spacing
+        Time between frames in fs.
+    scheme
+        "backward-1" and "backward-2" (first and second order, past frames only) or
+        "central" (second order, uses one future frame: for analysis, never as a model's
+        input).
     """
     if scheme not in _SCHEMES:
         raise ShapeError(

@@ -58,11 +58,16 @@ def relative_l2(prediction: Array, reference: Array, ndim: int = 3) -> Array:
 def jensen_shannon(p: Array, q: Array, z: float = LN2) -> Array:
     """Scaled Jensen-Shannon divergence over the last axis of two distributions.
 
-    Arguments:
-        p, q: non-negative, summing to one over the last axis, shape (*, n).
-        z: the scale Z; ln 2 bounds the result to [0, 1].
+    Parameters
+    ----------
+    p, q
+        Non-negative, summing to one over the last axis, shape (*, n).
+    z
+        The scale Z; ln 2 bounds the result to [0, 1].
 
-    Returns:
+    Returns
+    -------
+    Array
         sJSD with shape (*,). Zero if p = q, ln 2 / Z if their supports are disjoint.
     """
     m = (p + q) / 2
@@ -87,10 +92,14 @@ def value_distribution(
 ) -> Array:
     """Histogram of all values with linear sharing between bin centres, shape (bins,), sum one.
 
-    Arguments:
-        values: standardised logarithm of a density, any shape.
-        low, high: centres of the first and of the last bin; values beyond go to these bins.
-        bins: number of bins.
+    Parameters
+    ----------
+    values
+        Standardised logarithm of a density, any shape.
+    low, high
+        Centres of the first and of the last bin; values beyond go to these bins.
+    bins
+        Number of bins.
     """
     flat = ((values.reshape(-1) - low) * ((bins - 1) / (high - low))).clip(0, bins - 1)
     if isinstance(values, torch.Tensor):
@@ -126,12 +135,17 @@ def split_half_floor(values: Array, z: float = LN2, **bins: float) -> Array:
 def crps(members: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Fair continuous ranked probability score at each point.
 
-    Arguments:
-        members: shape (M, *), M at least 2.
-        truth: shape (*,).
+    Parameters
+    ----------
+    members
+        Shape (M, *), M at least 2.
+    truth
+        Shape (*,).
 
-    Raises:
-        ShapeError: if there are fewer than two members, or shapes do not fit.
+    Raises
+    ------
+    ShapeError
+        If there are fewer than two members, or shapes do not fit.
     """
     if len(members) < 2 or members.shape[1:] != truth.shape:
         raise ShapeError(

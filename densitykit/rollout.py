@@ -36,16 +36,23 @@ Step = Callable[..., Tensor]
 def iterate(step: Step, initial: Tensor, n: int, seed: int = 0) -> Iterator[Tensor]:
     """Yield the states after 1, 2, ..., n steps.
 
-    Arguments:
-        step: map of physical states (B, 2, X, Y, Z). If it has a ``generator`` argument, it gets
-            one seeded by (seed, step number), so a rollout can be repeated.
-        initial: physical state with shape (B, 2, X, Y, Z), or (B, 3, X, Y, Z) for a map that
-            needs a past: `StatePairs.given` makes the right one.
-        n: number of steps.
+    Parameters
+    ----------
+    step
+        Map of physical states (B, 2, X, Y, Z). If it has a ``generator`` argument, it gets
+        one seeded by (seed, step number), so a rollout can be repeated.
+    initial
+        Physical state with shape (B, 2, X, Y, Z), or (B, 3, X, Y, Z) for a map that
+        needs a past: `StatePairs.given` makes the right one.
+    n
+        Number of steps.
 
-    Raises:
-        ShapeError: if the grid does not fit the map.
-        RolloutError: if a state is not finite, with the number of the step.
+    Raises
+    ------
+    ShapeError
+        If the grid does not fit the map.
+    RolloutError
+        If a state is not finite, with the number of the step.
     """
     _check(step, initial)
     return _iterate(step, initial, n, seed)
@@ -83,11 +90,16 @@ def remembering(
 ) -> tuple[Any, Callable[..., Any], Callable[[Any], Tensor]]:
     """What a map remembers at first, the map of that, and how a state shows in it.
 
-    Arguments:
-        step: a map; one without ``begin`` remembers the state.
-        initial: as in :func:`iterate`.
+    Parameters
+    ----------
+    step
+        A map; one without ``begin`` remembers the state.
+    initial
+        As in :func:`iterate`.
 
-    Returns:
+    Returns
+    -------
+    tuple[Any, Callable[..., Any], Callable[[Any], Tensor]]
         memory, memory -> memory, memory -> states (B, 1 or 2, X, Y, Z).
     """
     if not hasattr(step, "begin"):
@@ -113,10 +125,14 @@ class Thermostat(nn.Module):
     the weak coupling of Berendsen et al. (1984, J. Chem. Phys. 81, 3684, eq. 11) with the mean
     square rate of the density for the temperature and its training average for T_0.
 
-    Arguments:
-        step: the map.
-        pairs: training pairs, for the mean square rate.
-        tau: relaxation time in fs; shorter holds faster, and disturbs fluctuations more.
+    Parameters
+    ----------
+    step
+        The map.
+    pairs
+        Training pairs, for the mean square rate.
+    tau
+        Relaxation time in fs; shorter holds faster, and disturbs fluctuations more.
     """
 
     def __init__(self, step: Step, pairs: StatePairs, tau: float = 30.0) -> None:
@@ -156,25 +172,39 @@ def rollout(
 ) -> xr.Dataset:
     """Roll a map out and return the trajectory, initial state included.
 
-    Arguments:
-        step, n, seed: see :func:`iterate`.
-        initial: physical state (2, X, Y, Z), or (B, 2, X, Y, Z) for an ensemble of B members;
-            with 3 channels for a map that needs a past.
-        cell: lattice vectors as rows, shape (3, 3), in angstrom.
-        path: store to stream to; members of an ensemble become its groups ``member-0``, ... None
-            keeps the trajectory in memory.
-        horizon: time of one step in fs; by default that of ``step``.
-        start: time of the initial state in fs.
-        attrs: provenance to store.
-        progress: show a progress bar.
+    Parameters
+    ----------
+    step, n, seed
+        See :func:`iterate`.
+    initial
+        Physical state (2, X, Y, Z), or (B, 2, X, Y, Z) for an ensemble of B members;
+        with 3 channels for a map that needs a past.
+    cell
+        Lattice vectors as rows, shape (3, 3), in angstrom.
+    path
+        Store to stream to; members of an ensemble become its groups ``member-0``, ... None
+        keeps the trajectory in memory.
+    horizon
+        Time of one step in fs; by default that of ``step``.
+    start
+        Time of the initial state in fs.
+    attrs
+        Provenance to store.
+    progress
+        Show a progress bar.
 
-    Returns:
+    Returns
+    -------
+    xr.Dataset
         Dataset with ``density`` (time, x, y, z), or (member, time, x, y, z) for an ensemble, which
         is read into memory here; its members can be opened one by one.
 
-    Raises:
-        TrajectoryError: if ``path`` is taken.
-        ShapeError, RolloutError: see :func:`iterate`.
+    Raises
+    ------
+    TrajectoryError
+        If ``path`` is taken.
+    ShapeError, RolloutError
+        See :func:`iterate`.
     """
     horizon = horizon if horizon is not None else step.horizon
     ensemble = initial if initial.ndim == 5 else initial[None]

@@ -29,13 +29,19 @@ def over_segments(
 
     ``block_bootstrap(over_segments(f, x, 8).values, block=1)`` is mean, low and high of f.
 
-    Arguments:
-        statistic: map of frames (time, *) to any array.
-        frames: (time, *).
-        count: number of pieces. Each should outlast the decorrelation time many times over; the
-            bootstrap over 5 to 10 of them gives intervals that are some 10 to 20 % too narrow.
+    Parameters
+    ----------
+    statistic
+        Map of frames (time, *) to any array.
+    frames
+        (time, *).
+    count
+        Number of pieces. Each should outlast the decorrelation time many times over; the
+        bootstrap over 5 to 10 of them gives intervals that are some 10 to 20 % too narrow.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         (segment, *). Frames beyond count times the length are left out.
     """
     length = frames.sizes["time"] // count
@@ -53,14 +59,22 @@ def block_bootstrap(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over time and its percentile interval by the moving-block bootstrap.
 
-    Arguments:
-        samples: shape (time, *).
-        block: frames per block, at least the decorrelation time.
-        draws: bootstrap replicas.
-        level: coverage of the interval.
-        seed: of the resampling.
+    Parameters
+    ----------
+    samples
+        Shape (time, *).
+    block
+        Frames per block, at least the decorrelation time.
+    draws
+        Bootstrap replicas.
+    level
+        Coverage of the interval.
+    seed
+        Of the resampling.
 
-    Returns:
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray, np.ndarray]
         mean, low and high, each with shape (*,).
     """
     block = max(1, min(block, len(samples) // 2))
@@ -74,14 +88,22 @@ def block_means(
 ) -> np.ndarray:
     """Replicas of the mean over time: means of so many blocks, drawn with replacement.
 
-    Arguments:
-        samples: shape (time, *).
-        block: frames per block, at most those there are.
-        count: blocks in a replica.
-        draws: replicas.
-        seed: of the resampling.
+    Parameters
+    ----------
+    samples
+        Shape (time, *).
+    block
+        Frames per block, at most those there are.
+    count
+        Blocks in a replica.
+    draws
+        Replicas.
+    seed
+        Of the resampling.
 
-    Returns:
+    Returns
+    -------
+    np.ndarray
         Shape (draws, *).
     """
     rng = np.random.default_rng(seed)

@@ -96,18 +96,30 @@ def run_ablations(
 ) -> pd.DataFrame:
     """Train and judge variants with every seed, or what of it is not in the file yet.
 
-    Arguments:
-        data: store with splits train and test.
-        autoencoder: checkpoint whose autoencoder the latent variants share.
-        out: CSV file; rows are added to what it holds.
-        variants: names of `VARIANTS`.
-        seeds: of initial weights, training and rollouts.
-        steps: of each training.
-        rollout_steps: of the rollout, with thermostat, from the first test state.
-        autoencoder_steps: of an autoencoder that a variant trains for itself.
-        run_dir: states of trainings; an interrupted one is continued.
+    Parameters
+    ----------
+    data
+        Store with splits train and test.
+    autoencoder
+        Checkpoint whose autoencoder the latent variants share.
+    out
+        CSV file; rows are added to what it holds.
+    variants
+        Names of `VARIANTS`.
+    seeds
+        Of initial weights, training and rollouts.
+    steps
+        Of each training.
+    rollout_steps
+        Of the rollout, with thermostat, from the first test state.
+    autoencoder_steps
+        Of an autoencoder that a variant trains for itself.
+    run_dir
+        States of trainings; an interrupted one is continued.
 
-    Returns:
+    Returns
+    -------
+    pd.DataFrame
         All rows of the file: variant, seed, steps, metric, value.
     """
 
@@ -214,11 +226,16 @@ def _statistics(
 def compare_variants(rows: pd.DataFrame, base: str = "no sJSD") -> pd.DataFrame:
     """Mean ratio of each metric to that of the base variant, paired by seed.
 
-    Arguments:
-        rows: from :func:`run_ablations`.
-        base: the variant to divide by.
+    Parameters
+    ----------
+    rows
+        From :func:`run_ablations`.
+    base
+        The variant to divide by.
 
-    Returns:
+    Returns
+    -------
+    pd.DataFrame
         Rows (variant, metric, ratio, low, high, seeds): the geometric mean of the ratios and its
         95 % interval from Student's t in ln ratio; NaN with one seed.
     """

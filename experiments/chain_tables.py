@@ -108,20 +108,31 @@ def run_experiments(
     A killed run continues where it was. Further seeds may be asked for later: their rows
     are added.
 
-    Arguments:
-        data: folder of the chains, ``SYSTEM.zarr``.
-        out: folder of ``results.csv`` and the checkpoints: ``SYSTEM-paper``, of the lowest
-            validation error at N_near = 2 and most snapshots, and ``NAME-smooth``.
-        tables: names of `TABLES`, and "smooth".
-        seeds: of the initial weights of the paper's networks; they are trained together.
-        run_dir: states of unfinished trainings.
-        options: of :func:`densitykit.chain.recipes.train_paper`.
+    Parameters
+    ----------
+    data
+        Folder of the chains, ``SYSTEM.zarr``.
+    out
+        Folder of ``results.csv`` and the checkpoints: ``SYSTEM-paper``, of the lowest
+        validation error at N_near = 2 and most snapshots, and ``NAME-smooth``.
+    tables
+        Names of `TABLES`, and "smooth".
+    seeds
+        Of the initial weights of the paper's networks; they are trained together.
+    run_dir
+        States of unfinished trainings.
+    options
+        Of :func:`densitykit.chain.recipes.train_paper`.
 
-    Returns:
+    Returns
+    -------
+    pd.DataFrame
         All rows of ``results.csv``.
 
-    Raises:
-        DensityKitError: there is no such table.
+    Raises
+    ------
+    DensityKitError
+        There is no such table.
     """
     unknown = set(tables) - set(TABLES) - {"smooth"}
     if unknown:

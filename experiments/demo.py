@@ -73,16 +73,25 @@ def run(
 ) -> pd.DataFrame:
     """Train, roll out, compare; write table.csv, scores.csv and report.html to ``out``.
 
-    Arguments:
-        data: store with splits train, validation and test.
-        checkpoints: folder of the bundled models.
-        out: folder for everything made here; an interrupted training in it is continued.
-        autoencoder_steps, steps, nuclear_steps: training steps of the autoencoder, of each
-            denoiser, and of the residual net of the emulator with nuclei.
-        rollout_steps: steps of each rollout.
-        seed: of initial weights, training and sampling.
+    Parameters
+    ----------
+    data
+        Store with splits train, validation and test.
+    checkpoints
+        Folder of the bundled models.
+    out
+        Folder for everything made here; an interrupted training in it is continued.
+    autoencoder_steps, steps, nuclear_steps
+        Training steps of the autoencoder, of each
+        denoiser, and of the residual net of the emulator with nuclei.
+    rollout_steps
+        Steps of each rollout.
+    seed
+        Of initial weights, training and sampling.
 
-    Returns:
+    Returns
+    -------
+    pd.DataFrame
         The table, one line a model.
     """
     out, started = Path(out), time.perf_counter()

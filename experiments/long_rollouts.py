@@ -65,16 +65,26 @@ def run_study(
 ) -> pd.DataFrame:
     """Examine checkpoints, or what of it is not in the file yet.
 
-    Arguments:
-        checkpoints: of one-step maps.
-        data: store with splits train and test.
-        out: CSV file; rows are added to what it holds.
-        horizon: of the maps, fs.
-        seeds: of the rollouts of 10 ps; all else has the first.
-        parts: some of :data:`PARTS`.
-        run_dir: where rollouts are kept.
+    Parameters
+    ----------
+    checkpoints
+        Of one-step maps.
+    data
+        Store with splits train and test.
+    out
+        CSV file; rows are added to what it holds.
+    horizon
+        Of the maps, fs.
+    seeds
+        Of the rollouts of 10 ps; all else has the first.
+    parts
+        Some of :data:`PARTS`.
+    run_dir
+        Where rollouts are kept.
 
-    Returns:
+    Returns
+    -------
+    pd.DataFrame
         All rows of the file, with the columns of `densitykit.assess.rollouts.verdict` and model,
         part, seed and lead (fs; of ensembles only).
     """

@@ -89,15 +89,24 @@ def run_motion_ablations(
 ) -> pd.DataFrame:
     """Examine every variant with every seed, or what of it is not in the file yet.
 
-    Arguments:
-        data: store with splits train, for the force fields, and test.
-        checkpoint: of a `NuclearEmulator`, that all variants start from.
-        out: CSV file; rows are added to what it holds.
-        seeds: each has other starts in the test run, and other random numbers.
-        variants: names of `MOTIONS`.
-        volumes: trajectories in other volumes, for the force fields.
+    Parameters
+    ----------
+    data
+        Store with splits train, for the force fields, and test.
+    checkpoint
+        Of a `NuclearEmulator`, that all variants start from.
+    out
+        CSV file; rows are added to what it holds.
+    seeds
+        Each has other starts in the test run, and other random numbers.
+    variants
+        Names of `MOTIONS`.
+    volumes
+        Trajectories in other volumes, for the force fields.
 
-    Returns:
+    Returns
+    -------
+    pd.DataFrame
         All rows of the file: variant, seed, metric, value.
     """
     train, test = (open_split(data, split) for split in ("train", "test"))

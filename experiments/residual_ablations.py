@@ -114,17 +114,28 @@ def run_residual_ablations(
 ) -> pd.DataFrame:
     """Train and judge every variant with every seed, or what of it is not in the file yet.
 
-    Arguments:
-        data: store with splits train and validation; the latter judges.
-        checkpoint: of a `NuclearEmulator`, whose superposition all variants share.
-        out: CSV file; rows are added to what it holds.
-        seeds: of initial weights and training.
-        variants: names of `RESIDUALS`.
-        steps: of each training.
-        run_dir: states of trainings; an interrupted one is continued.
-        large: frames of a larger cell, for one more metric.
+    Parameters
+    ----------
+    data
+        Store with splits train and validation; the latter judges.
+    checkpoint
+        Of a `NuclearEmulator`, whose superposition all variants share.
+    out
+        CSV file; rows are added to what it holds.
+    seeds
+        Of initial weights and training.
+    variants
+        Names of `RESIDUALS`.
+    steps
+        Of each training.
+    run_dir
+        States of trainings; an interrupted one is continued.
+    large
+        Frames of a larger cell, for one more metric.
 
-    Returns:
+    Returns
+    -------
+    pd.DataFrame
         All rows of the file: variant, seed, steps, metric, value.
     """
 

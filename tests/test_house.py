@@ -26,9 +26,10 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MODULES = sorted(p for p in (ROOT / "densitykit").rglob("*.py") if p.name != "__init__.py")
 SOURCES = [
-    p for d in ("densitykit", "scripts", "tests", "benchmarks") for p in (ROOT / d).rglob("*.py")
+    p
+    for d in ("densitykit", "scripts", "tests", "benchmarks", "experiments")
+    for p in (ROOT / d).rglob("*.py")
 ]
 
 #: names on conda-forge, where they differ; None: no conda package, pip brings it with `-e .`
@@ -169,14 +170,6 @@ def test_changelog_has_the_current_version() -> None:
 # files
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda p: p.stem)
-def test_readme_names_every_module(module: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert re.search(rf"(?<!\w){re.escape(module.name)}", readme), (
-        f"{module.name} is not in README"
-    )
-
-
 def test_files_outside_data_are_small() -> None:
     files = [f for f in git_files() if f.parts[0] != "data"]
     assert not too_large(files, 500 * KB)
@@ -185,7 +178,7 @@ def test_files_outside_data_are_small() -> None:
 def test_data_is_small_enough_for_git() -> None:
     files = [f for f in git_files() if f.parts[0] == "data"]
     assert not too_large(files, 50 * MB)
-    assert sum((ROOT / f).stat().st_size for f in files) < 120 * MB
+    assert sum((ROOT / f).stat().st_size for f in files) < 160 * MB
 
 
 def test_git_takes_data_for_binary() -> None:

@@ -54,17 +54,25 @@ def structure_factor(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Shell-averaged static structure factor of the electrons in every frame, on plain arrays.
 
-    Arguments:
-        density: shape (time, X, Y, Z) in angstrom**-3.
-        cell: lattice vectors as rows, shape (3, 3), in angstrom.
-        q_max: largest wave number in 1/angstrom; q = 0 is left out.
+    Parameters
+    ----------
+    density
+        Shape (time, X, Y, Z) in angstrom**-3.
+    cell
+        Lattice vectors as rows, shape (3, 3), in angstrom.
+    q_max
+        Largest wave number in 1/angstrom; q = 0 is left out.
 
-    Returns:
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray, np.ndarray]
         q with shape (shell,) in 1/angstrom, multiplicity with shape (shell,) (each of q and -q
         counts) and S with shape (time, shell), dimensionless.
 
-    Raises:
-        ShapeError: if no allowed q lies in (0, q_max].
+    Raises
+    ------
+    ShapeError
+        If no allowed q lies in (0, q_max].
     """
     waves = allowed_waves(cell, q_max, density.shape[-3:])
     modes = density_modes(xr.DataArray(density, dims=("time", "x", "y", "z")), waves)
@@ -77,18 +85,26 @@ def allowed_waves(
 ) -> xr.Dataset:
     """The wave vectors that the cell allows: q = 0 first, then one of each pair +-q.
 
-    Arguments:
-        cell: lattice vectors as rows, shape (d, d), in angstrom.
-        q_max: largest wave number in 1/angstrom.
-        grid: points of the density along each lattice vector, shape (d,): keeps only what this
-            grid resolves. Nyquist waves are half of a pair, so they are left out.
+    Parameters
+    ----------
+    cell
+        Lattice vectors as rows, shape (d, d), in angstrom.
+    q_max
+        Largest wave number in 1/angstrom.
+    grid
+        Points of the density along each lattice vector, shape (d,): keeps only what this
+        grid resolves. Nyquist waves are half of a pair, so they are left out.
 
-    Returns:
+    Returns
+    -------
+    xr.Dataset
         index (mode, vector), integers, and cell (vector, cartesian); as coordinates of the modes
         q and its components qx, qy, qz, and shell, which numbers the |q| and is 0 for q = 0.
 
-    Raises:
-        ShapeError: if no allowed q lies in (0, q_max].
+    Raises
+    ------
+    ShapeError
+        If no allowed q lies in (0, q_max].
     """
     cell = np.asarray(cell, dtype=np.float64)
     largest = np.floor(
@@ -120,15 +136,22 @@ def allowed_waves(
 def density_modes(density: xr.DataArray, waves: xr.Dataset) -> xr.DataArray:
     """Fourier coefficients rho_q of the density, exact for what its grid resolves.
 
-    Arguments:
-        density: dimensions (time, x, y, z), or (time, x) in one dimension, in angstrom**-d.
-        waves: from `allowed_waves`.
+    Parameters
+    ----------
+    density
+        Dimensions (time, x, y, z), or (time, x) in one dimension, in angstrom**-d.
+    waves
+        From `allowed_waves`.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         Complex, (time, mode), in electrons. Mode 0 is the number of electrons.
 
-    Raises:
-        ShapeError: if the grid does not resolve a wave.
+    Raises
+    ------
+    ShapeError
+        If the grid does not resolve a wave.
     """
     index = waves["index"].values
     space = [dim for dim in "xyz" if dim in density.dims]
@@ -152,11 +175,16 @@ def density_modes(density: xr.DataArray, waves: xr.Dataset) -> xr.DataArray:
 def nuclear_modes(positions: xr.DataArray, waves: xr.Dataset) -> xr.DataArray:
     """Fourier coefficients n_q of the number density of the nuclei, all of them or one species.
 
-    Arguments:
-        positions: dimensions (time, atom, cartesian) in angstrom, wrapped or not.
-        waves: from `allowed_waves`.
+    Parameters
+    ----------
+    positions
+        Dimensions (time, atom, cartesian) in angstrom, wrapped or not.
+    waves
+        From `allowed_waves`.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         Complex, (time, mode). Mode 0 is the number of nuclei.
     """
     index, inverse = waves["index"].values, np.linalg.inv(waves["cell"].values)
@@ -197,11 +225,15 @@ def fluctuation(modes: xr.DataArray) -> xr.DataArray:
 def static_structure(a: xr.DataArray, b: xr.DataArray | None = None) -> xr.DataArray:
     """Static structure factor S_ab(q) of every frame.
 
-    Arguments:
-        a, b: modes (time, mode) on the same waves; b = a by default. S_ee, S_ii, or, with
-            electrons and nuclei, S_ie.
+    Parameters
+    ----------
+    a, b
+        Modes (time, mode) on the same waves; b = a by default. S_ee, S_ii, or, with
+        electrons and nuclei, S_ie.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         (time, q), dimensionless; q are the shells without q = 0, and the coordinate multiplicity
         says how many wave vectors each has (q and -q count both).
     """
@@ -213,12 +245,17 @@ def static_structure(a: xr.DataArray, b: xr.DataArray | None = None) -> xr.DataA
 def peak_wave_number(s: xr.DataArray, width: float = 0.2) -> float:
     """Wave number of the highest peak of a structure factor.
 
-    Arguments:
-        s: (q,) with its multiplicity, as from `static_structure`, averaged over time.
-        width: shells within this distance in 1/angstrom are averaged, weighted by their
-            multiplicity: single shells of a small cell are noisy.
+    Parameters
+    ----------
+    s
+        (q,) with its multiplicity, as from `static_structure`, averaged over time.
+    width
+        Shells within this distance in 1/angstrom are averaged, weighted by their
+        multiplicity: single shells of a small cell are noisy.
 
-    Returns:
+    Returns
+    -------
+    float
         In 1/angstrom.
     """
     q = s["q"].values

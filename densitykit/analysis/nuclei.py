@@ -54,19 +54,28 @@ class NucleiFilter:
     ) -> Self:
         """Fit W to a run with known nuclei; takes about a second.
 
-        Arguments:
-            run: trajectory with `density`, `positions` and `cell`, see `densitykit.io.writer`.
-            frames: number of frames to use, evenly spaced in the run.
-            spacing: distance of the nodes in 1/angstrom.
-            noise: white noise to guard against, relative to the mean density. More of it
-                costs accuracy on exact densities, and gains it on blurred ones.
+        Parameters
+        ----------
+        run
+            Trajectory with `density`, `positions` and `cell`, see `densitykit.io.writer`.
+        frames
+            Number of frames to use, evenly spaced in the run.
+        spacing
+            Distance of the nodes in 1/angstrom.
+        noise
+            White noise to guard against, relative to the mean density. More of it
+            costs accuracy on exact densities, and gains it on blurred ones.
 
-        Returns:
+        Returns
+        -------
+        Self
             The filter. Its nodes end where the grid ceases to resolve all directions. It
             serves any cell, and any grid that is not coarser.
 
-        Raises:
-            ShapeError: if the run has no nuclei, or the spacing gives fewer than two nodes.
+        Raises
+        ------
+        ShapeError
+            If the run has no nuclei, or the spacing gives fewer than two nodes.
         """
         cell, shape = np.asarray(run["cell"].values, float), run["density"].shape[1:]
         if "positions" not in run or len(shape) != 3:
@@ -175,22 +184,33 @@ def find_nuclei(
 ) -> np.ndarray:
     """Nuclei of one frame, with sub-grid accuracy, the deepest first.
 
-    Arguments:
-        density: shape (X, Y, Z) in angstrom**-3.
-        cell: lattice vectors as rows, shape (3, 3), in angstrom.
-        count: known number of nuclei: only the deepest are kept. Fewer may be found.
-        filter: from `NucleiFilter.fit`. None takes the bare minima, and then give `count`:
-            voids are minima, too, and only a filter tells them from nuclei.
-        min_depth: smallest depth of a nucleus; 1 is a typical (bare: an empty) core, 0 the mean.
-        min_distance: of two nuclei closer than this the shallower is dropped, in angstrom. In
-            the bundled lithium no two come closer than 1.88.
+    Parameters
+    ----------
+    density
+        Shape (X, Y, Z) in angstrom**-3.
+    cell
+        Lattice vectors as rows, shape (3, 3), in angstrom.
+    count
+        Known number of nuclei: only the deepest are kept. Fewer may be found.
+    filter
+        From `NucleiFilter.fit`. None takes the bare minima, and then give `count`:
+        voids are minima, too, and only a filter tells them from nuclei.
+    min_depth
+        Smallest depth of a nucleus; 1 is a typical (bare: an empty) core, 0 the mean.
+    min_distance
+        Of two nuclei closer than this the shallower is dropped, in angstrom. In
+        the bundled lithium no two come closer than 1.88.
 
-    Returns:
+    Returns
+    -------
+    np.ndarray
         Positions with shape (n, 3) in angstrom, within the cell; n = 0 where the density is
         not finite or its mean not positive, as in a rollout that went astray.
 
-    Raises:
-        ShapeError: if density, cell or count make no sense.
+    Raises
+    ------
+    ShapeError
+        If density, cell or count make no sense.
     """
     density, cell = np.asarray(density, float), np.asarray(cell, float)
     _check(density, cell, count)
@@ -257,13 +277,19 @@ def match_nuclei(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pair found nuclei with known ones, one to one, with the smallest total distance.
 
-    Arguments:
-        found, reference: shapes (n, 3) and (m, 3) in angstrom, wrapped or not.
-        cell: lattice vectors as rows, shape (3, 3), in angstrom.
-        radius: farthest that counts as a hit, in angstrom: a quarter of the shortest
-            distance between two nuclei, so that a hit cannot mean another nucleus.
+    Parameters
+    ----------
+    found, reference
+        Shapes (n, 3) and (m, 3) in angstrom, wrapped or not.
+    cell
+        Lattice vectors as rows, shape (3, 3), in angstrom.
+    radius
+        Farthest that counts as a hit, in angstrom: a quarter of the shortest
+        distance between two nuclei, so that a hit cannot mean another nucleus.
 
-    Returns:
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
         hits, the row of `found` for each row of `reference`, -1 if missed, shape (m,), and the
         distances in angstrom, NaN if missed, shape (m,).
     """
@@ -278,13 +304,20 @@ def assign(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pair found nuclei with expected places, one to one, with the smallest total distance.
 
-    Arguments:
-        found: shape (n, 3) in angstrom, wrapped or not.
-        places: shape (m, 3) in angstrom, wrapped or not; NaN where nothing is expected.
-        cell: lattice vectors as rows, shape (3, 3), in angstrom.
-        reach: farthest that a nucleus may be from each place, shape (m,), in angstrom.
+    Parameters
+    ----------
+    found
+        Shape (n, 3) in angstrom, wrapped or not.
+    places
+        Shape (m, 3) in angstrom, wrapped or not; NaN where nothing is expected.
+    cell
+        Lattice vectors as rows, shape (3, 3), in angstrom.
+    reach
+        Farthest that a nucleus may be from each place, shape (m,), in angstrom.
 
-    Returns:
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
         The row of `found` for each place, -1 if none is within reach, shape (m,), and the shortest
         vectors from the places to them in angstrom, NaN if none, shape (m, 3).
     """

@@ -44,12 +44,17 @@ def time_correlation(
 ) -> xr.DataArray:
     """Average of a(t_0 + t) b*(t_0) over all origins t_0, by FFT, for every other index.
 
-    Arguments:
-        a, b: with dimension time, equally spaced, in fs; b = a by default.
-        max_lag: longest lag in frames; half of the run by default. The mean at lag t is over
-            what there is, n - t origins (unbiased, but noisy where few are left).
+    Parameters
+    ----------
+    a, b
+        With dimension time, equally spaced, in fs; b = a by default.
+    max_lag
+        Longest lag in frames; half of the run by default. The mean at lag t is over
+        what there is, n - t origins (unbiased, but noisy where few are left).
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         (lag, *), lag in fs; real if a and b are.
     """
     b = a if b is None else b
@@ -89,12 +94,17 @@ def intermediate_scattering(
 ) -> xr.DataArray:
     """Intermediate scattering function F_ab(q, t), averaged over origins and shells.
 
-    Arguments:
-        a, b: modes (time, mode) on the same waves, frames equally spaced; b = a by default.
-            `fluctuation` of them leaves out the elastic line of a solid.
-        max_lag: longest lag in frames, see `time_correlation`.
+    Parameters
+    ----------
+    a, b
+        Modes (time, mode) on the same waves, frames equally spaced; b = a by default.
+        `fluctuation` of them leaves out the elastic line of a solid.
+    max_lag
+        Longest lag in frames, see `time_correlation`.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         (lag, q), dimensionless, with F(q, 0) = S(q).
     """
     b = same_waves(a, b)
@@ -106,11 +116,16 @@ def intermediate_scattering(
 def decay_time(correlation: xr.DataArray, level: float = float(np.exp(-1))) -> xr.DataArray:
     """First time, in fs, at which C(t)/C(0) falls to a level (1/e); NaN where it never does.
 
-    Arguments:
-        correlation: (lag, *), such as F(q, t); linear between its points.
-        level: fraction of C(0).
+    Parameters
+    ----------
+    correlation
+        (lag, *), such as F(q, t); linear between its points.
+    level
+        Fraction of C(0).
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         Shape (*,).
     """
     lag = correlation["lag"].values
@@ -132,13 +147,18 @@ def dynamic_structure(
 ) -> xr.DataArray:
     r"""Spectrum :math:`\frac{1}{\pi} \int_0^\infty w(t) C(t) \cos \omega t\, dt`; of F: S(q, w).
 
-    Arguments:
-        correlation: (lag, *), from lag 0 on, in fs.
-        window: its name for `scipy.signal.get_window`, 1 at t = 0; "boxcar" is none. It keeps the
-            zeroth moment exactly and smooths the rest; Hann, :math:`w = \cos^2(\pi t/2t_{max})`,
-            adds :math:`C(0) \pi^2 / 2t_{max}^2` to the second moment.
+    Parameters
+    ----------
+    correlation
+        (lag, *), from lag 0 on, in fs.
+    window
+        Its name for `scipy.signal.get_window`, 1 at t = 0; "boxcar" is none. It keeps the
+        zeroth moment exactly and smooths the rest; Hann, :math:`w = \cos^2(\pi t/2t_{max})`,
+        adds :math:`C(0) \pi^2 / 2t_{max}^2` to the second moment.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         (omega, *) with omega >= 0 in rad/fs, even in omega, in units of the correlation times fs.
     """
     last = correlation.sizes["lag"] - 1
@@ -159,9 +179,12 @@ def dynamic_structure(
 def spectral_moment(spectrum: xr.DataArray, order: int = 0) -> xr.DataArray:
     """Moment of an even spectrum over all frequencies, negative ones too: 0 gives C(0) exactly.
 
-    Arguments:
-        spectrum: (omega, *), from `dynamic_structure`.
-        order: even.
+    Parameters
+    ----------
+    spectrum
+        (omega, *), from `dynamic_structure`.
+    order
+        Even.
     """
     return 2 * (spectrum["omega"] ** order * spectrum).integrate("omega")
 
@@ -172,12 +195,17 @@ def density_autocorrelation(density: xr.DataArray, max_lag: int) -> xr.DataArray
     N/V is the average of a liquid at every point, so nothing is estimated from a short run. For
     a solid or a molecule subtract the time average before.
 
-    Arguments:
-        density: dimensions (time, x, y, z) or (time, x), equally spaced. On dask at most
-            max(32, max_lag) + max_lag frames are in one task.
-        max_lag: longest lag in frames.
+    Parameters
+    ----------
+    density
+        Dimensions (time, x, y, z) or (time, x), equally spaced. On dask at most
+        max(32, max_lag) + max_lag frames are in one task.
+    max_lag
+        Longest lag in frames.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         (lag,), 1 at lag 0.
     """
     lag, space = _lags(density, max_lag), [dim for dim in "xyz" if dim in density.dims]

@@ -77,22 +77,34 @@ def track_nuclei(
     missed, as diffusion does. A nucleus in nobody's reach begins a track that has not begun
     yet, or is dropped.
 
-    Arguments:
-        densities: frames with shape (X, Y, Z) in angstrom**-3: an array or xarray.DataArray
-            (T, X, Y, Z), lazy or not, or any iterable.
-        cell: lattice vectors as rows, shape (3, 3), in angstrom.
-        count: number of nuclei.
-        filter: from `NucleiFilter.fit`; None takes the bare minima.
-        reach: farthest from its expected place that a nucleus is taken for the same, in
-            angstrom; at most half the shortest distance between two.
-        progress: show a bar if it takes more than two seconds.
-        **options: `min_depth` and `min_distance` of `find_nuclei`.
+    Parameters
+    ----------
+    densities
+        Frames with shape (X, Y, Z) in angstrom**-3: an array or xarray.DataArray
+        (T, X, Y, Z), lazy or not, or any iterable.
+    cell
+        Lattice vectors as rows, shape (3, 3), in angstrom.
+    count
+        Number of nuclei.
+    filter
+        From `NucleiFilter.fit`; None takes the bare minima.
+    reach
+        Farthest from its expected place that a nucleus is taken for the same, in
+        angstrom; at most half the shortest distance between two.
+    progress
+        Show a bar if it takes more than two seconds.
+    **options
+        `min_depth` and `min_distance` of `find_nuclei`.
 
-    Returns:
+    Returns
+    -------
+    TrackedNuclei
         Places and which of them were seen, for every frame and N = count nuclei.
 
-    Raises:
-        ShapeError: if a frame, cell or count make no sense.
+    Raises
+    ------
+    ShapeError
+        If a frame, cell or count make no sense.
     """
     bar = tqdm(densities, "nuclei", unit="frame", delay=2, disable=not progress)
     frames = [find_nuclei(np.asarray(f), cell, count, filter, **options) for f in bar]
@@ -142,14 +154,20 @@ def implied_temperature(
     cold. The centre of mass is held. A Verlet integrator's velocities are central differences,
     too: it reports a little less.
 
-    Arguments:
-        positions: unwrapped, shape (T, N, 3), in angstrom; NaN where not seen
-            (`TrackedNuclei.measured`).
-        masses: one or all, shape (N,), in dalton.
-        time_step: between frames, in fs.
+    Parameters
+    ----------
+    positions
+        Unwrapped, shape (T, N, 3), in angstrom; NaN where not seen
+        (`TrackedNuclei.measured`).
+    masses
+        One or all, shape (N,), in dalton.
+    time_step
+        Between frames, in fs.
 
-    Raises:
-        ShapeError: if there are fewer than 5 frames or 2 atoms, or too few were seen.
+    Raises
+    ------
+    ShapeError
+        If there are fewer than 5 frames or 2 atoms, or too few were seen.
     """
     positions = np.asarray(positions, float)
     if positions.ndim != 3 or len(positions) < 5 or positions.shape[1] < 2 or time_step <= 0:

@@ -57,12 +57,17 @@ _XI = 2.837297  # of the cubic lattice of images
 def unwrap(positions: xr.DataArray, cell: np.ndarray) -> xr.DataArray:
     """Continuous paths from positions folded into the cell.
 
-    Arguments:
-        positions: dimensions (time, atom, cartesian) in angstrom; the same atom in the same place
-            in each frame, and moving by less than half of the cell between two.
-        cell: lattice vectors as rows, shape (d, d), in angstrom.
+    Parameters
+    ----------
+    positions
+        Dimensions (time, atom, cartesian) in angstrom; the same atom in the same place
+        in each frame, and moving by less than half of the cell between two.
+    cell
+        Lattice vectors as rows, shape (d, d), in angstrom.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         Same dimensions; the first frame stays where it is.
     """
     cell = np.asarray(cell, dtype=np.float64)
@@ -81,9 +86,12 @@ def unwrap(positions: xr.DataArray, cell: np.ndarray) -> xr.DataArray:
 def without_drift(vectors: xr.DataArray, masses: np.ndarray | None = None) -> xr.DataArray:
     """Positions or velocities relative to the centre of mass of all atoms.
 
-    Arguments:
-        vectors: dimensions (time, atom, cartesian); positions unwrapped.
-        masses: shape (atom,), in any unit; equal by default.
+    Parameters
+    ----------
+    vectors
+        Dimensions (time, atom, cartesian); positions unwrapped.
+    masses
+        Shape (atom,), in any unit; equal by default.
     """
     weights = xr.DataArray(
         np.ones(vectors.sizes["atom"]) if masses is None else masses, dims="atom"
@@ -100,20 +108,30 @@ def pair_distribution(
 ) -> xr.DataArray:
     """Pair distribution function g(r) of every frame, by minimum image.
 
-    Arguments:
-        positions: dimensions (time, atom, cartesian) in angstrom, wrapped or not.
-        cell: lattice vectors as rows, shape (3, 3), in angstrom.
-        r_max: largest distance; by default, and at most, half of the smallest height of the cell,
-            up to which the nearest image is the only one.
-        bins: of equal width between 0 and r_max.
-        other: positions of another species, for the partial g_ab(r).
+    Parameters
+    ----------
+    positions
+        Dimensions (time, atom, cartesian) in angstrom, wrapped or not.
+    cell
+        Lattice vectors as rows, shape (3, 3), in angstrom.
+    r_max
+        Largest distance; by default, and at most, half of the smallest height of the cell,
+        up to which the nearest image is the only one.
+    bins
+        Of equal width between 0 and r_max.
+    other
+        Positions of another species, for the partial g_ab(r).
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         (time, r) at the centres of the bins, dimensionless. Of N atoms of one kind, an ideal gas
         has 1 - 1/N: an atom is no neighbour of itself.
 
-    Raises:
-        ShapeError: if r_max is too large for the cell.
+    Raises
+    ------
+    ShapeError
+        If r_max is too large for the cell.
     """
     cell = np.asarray(cell, dtype=np.float64)
     inverse = np.linalg.inv(cell)
@@ -144,12 +162,17 @@ def pair_distribution(
 def mean_square_displacement(positions: xr.DataArray, max_lag: int | None = None) -> xr.DataArray:
     """Mean square displacement of each atom over all origins, by FFT (Kneller et al. 1995).
 
-    Arguments:
-        positions: dimensions (time, atom, cartesian) in angstrom, equally spaced in fs, unwrapped
-            (`unwrap`); `without_drift`, if the centre of mass moves.
-        max_lag: longest lag in frames; half of the run by default. Beyond, few origins are left.
+    Parameters
+    ----------
+    positions
+        Dimensions (time, atom, cartesian) in angstrom, equally spaced in fs, unwrapped
+        (`unwrap`); `without_drift`, if the centre of mass moves.
+    max_lag
+        Longest lag in frames; half of the run by default. Beyond, few origins are left.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         (lag, atom) in angstrom**2, lag in fs.
     """
     # about their middle, since the difference of two large sums is taken
@@ -172,17 +195,25 @@ def diffusion_coefficient(
 ) -> xr.DataArray:
     """Einstein's diffusion coefficient: slope of a straight line through MSD(t), over 2d.
 
-    Arguments:
-        msd: (lag, *) in angstrom**2, averaged over the atoms or not.
-        start, stop: lags of the fit in fs: beyond the ballistic time and the rattling in the cage,
-            and short of where few independent origins are left (a tenth of the run, say).
-        dimensions: d.
+    Parameters
+    ----------
+    msd
+        (lag, *) in angstrom**2, averaged over the atoms or not.
+    start, stop
+        Lags of the fit in fs: beyond the ballistic time and the rattling in the cage,
+        and short of where few independent origins are left (a tenth of the run, say).
+    dimensions
+        D.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         Shape (*,), in angstrom**2/fs: D of this cell, see `yeh_hummer`.
 
-    Raises:
-        ShapeError: if the window holds less than two lags.
+    Raises
+    ------
+    ShapeError
+        If the window holds less than two lags.
     """
     part = msd.sel(lag=slice(start, stop))
     if part.sizes["lag"] < 2:
@@ -197,12 +228,18 @@ def diffusion_coefficient(
 def yeh_hummer(temperature: float, viscosity: float, edge: float) -> float:
     """What to add to D of a cubic cell for an infinite liquid (Yeh and Hummer 2004, eq. 12).
 
-    Arguments:
-        temperature: K.
-        viscosity: shear viscosity of the liquid in Pa s, from experiment or from a simulation.
-        edge: of the cell in angstrom.
+    Parameters
+    ----------
+    temperature
+        K.
+    viscosity
+        Shear viscosity of the liquid in Pa s, from experiment or from a simulation.
+    edge
+        Of the cell in angstrom.
 
-    Returns:
+    Returns
+    -------
+    float
         xi k_B T / (6 pi eta L) in angstrom**2/fs.
     """
     si = _XI * boltzmann * temperature / (6 * np.pi * viscosity * edge * 1e-10)
@@ -215,10 +252,14 @@ def velocities_from_positions(positions: xr.DataArray) -> xr.DataArray:
     A vibration of angular frequency w is damped by sin(w h)/(w h), h the time between frames: 1 %
     at a period of 26 h, 5 % at 11 h.
 
-    Arguments:
-        positions: dimensions (time, *) in angstrom, unwrapped, time in fs.
+    Parameters
+    ----------
+    positions
+        Dimensions (time, *) in angstrom, unwrapped, time in fs.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         angstrom/fs, without the first and the last frame.
     """
     return positions.differentiate("time").isel(time=slice(1, -1))
@@ -227,11 +268,16 @@ def velocities_from_positions(positions: xr.DataArray) -> xr.DataArray:
 def velocity_autocorrelation(velocities: xr.DataArray, max_lag: int | None = None) -> xr.DataArray:
     """Velocity autocorrelation of each atom over all origins; at lag 0 it is d kT/m.
 
-    Arguments:
-        velocities: dimensions (time, atom, cartesian) in angstrom/fs, equally spaced.
-        max_lag: longest lag in frames; half of the run by default.
+    Parameters
+    ----------
+    velocities
+        Dimensions (time, atom, cartesian) in angstrom/fs, equally spaced.
+    max_lag
+        Longest lag in frames; half of the run by default.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         (lag, atom) in angstrom**2/fs**2, lag in fs.
     """
     return time_correlation(velocities, max_lag=max_lag).sum("cartesian")
@@ -240,11 +286,16 @@ def velocity_autocorrelation(velocities: xr.DataArray, max_lag: int | None = Non
 def green_kubo(vacf: xr.DataArray, dimensions: int = 3) -> xr.DataArray:
     """Running integral of a velocity autocorrelation over d: D where it has a plateau.
 
-    Arguments:
-        vacf: (lag, *) in angstrom**2/fs**2.
-        dimensions: d.
+    Parameters
+    ----------
+    vacf
+        (lag, *) in angstrom**2/fs**2.
+    dimensions
+        D.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         (lag, *) in angstrom**2/fs, by the trapezium rule.
     """
     return vacf.cumulative_integrate("lag") / dimensions
@@ -257,13 +308,19 @@ def vibrational_density_of_states(
 ) -> xr.DataArray:
     """Vibrational density of states, whose integral over omega > 0 is one.
 
-    Arguments:
-        vacf: (lag, atom) from lag 0 on.
-        masses: shape (atom,), in any unit; equal by default. Weighted by mass every harmonic mode
-            counts the same.
-        window: see `dynamic_structure`; the resolution is about pi over the longest lag.
+    Parameters
+    ----------
+    vacf
+        (lag, atom) from lag 0 on.
+    masses
+        Shape (atom,), in any unit; equal by default. Weighted by mass every harmonic mode
+        counts the same.
+    window
+        See `dynamic_structure`; the resolution is about pi over the longest lag.
 
-    Returns:
+    Returns
+    -------
+    xr.DataArray
         (omega,) in fs, omega in rad/fs; the coordinate wavenumber is in 1/cm.
     """
     weights = xr.DataArray(np.ones(vacf.sizes["atom"]) if masses is None else masses, dims="atom")

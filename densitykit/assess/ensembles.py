@@ -42,21 +42,33 @@ def ensemble_scores(
 ) -> pd.DataFrame:
     """Scores of ensembles from several states of a reference run.
 
-    Arguments:
-        step: a map that draws random numbers; a deterministic one has no spread.
-        pairs: states of the reference run.
-        steps: length of each rollout.
-        members: rollouts from each state.
-        starts: equally spaced initial states.
-        seed: of the random numbers.
-        progress: show a progress bar.
+    Parameters
+    ----------
+    step
+        A map that draws random numbers; a deterministic one has no spread.
+    pairs
+        States of the reference run.
+    steps
+        Length of each rollout.
+    members
+        Rollouts from each state.
+    starts
+        Equally spaced initial states.
+    seed
+        Of the random numbers.
+    progress
+        Show a progress bar.
 
-    Returns:
+    Returns
+    -------
+    pd.DataFrame
         Tidy rows: start (time in fs), lead (fs), metric ("error", "spread", "crps" or "member",
         the error of a single member) and value.
 
-    Raises:
-        ShapeError: if the rollouts outlast the run.
+    Raises
+    ------
+    ShapeError
+        If the rollouts outlast the run.
     """
     last = len(pairs.states) - 1 - steps * pairs.lag
     if last < 0 or members < 2:

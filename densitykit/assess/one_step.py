@@ -48,13 +48,20 @@ BLOCK_FS = 180.0  # the density of liquid lithium at 800 K decorrelates to below
 def one_step_errors(step: Step, pairs: StatePairs, every: int = 1, batch: int = 8) -> np.ndarray:
     """Relative l1 and l2 error of the density after one step, for each pair.
 
-    Arguments:
-        step: map of physical states (B, 2, X, Y, Z), a model or a baseline.
-        pairs: pairs to score.
-        every: take every so many pairs.
-        batch: pairs at once.
+    Parameters
+    ----------
+    step
+        Map of physical states (B, 2, X, Y, Z), a model or a baseline.
+    pairs
+        Pairs to score.
+    every
+        Take every so many pairs.
+    batch
+        Pairs at once.
 
-    Returns:
+    Returns
+    -------
+    np.ndarray
         Shape (pair, 2): l1 and l2 (Zepeda-Nunez et al. 2019, eqs. 21 and 22).
     """
     device = device_of(step)
@@ -92,13 +99,20 @@ def error_curves(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Relative l2 error along rollouts from several frames of a reference run.
 
-    Arguments:
-        maps: one-step maps.
-        pairs: states of the reference run.
-        steps: steps of each rollout.
-        starts: equally spaced initial frames, rolled out as one batch.
+    Parameters
+    ----------
+    maps
+        One-step maps.
+    pairs
+        States of the reference run.
+    steps
+        Steps of each rollout.
+    starts
+        Equally spaced initial frames, rolled out as one batch.
 
-    Returns:
+    Returns
+    -------
+    tuple[np.ndarray, dict[str, np.ndarray]]
         Lead times in fs with shape (steps,), and for each map errors with shape (steps, starts).
     """
     last = len(pairs.states) - 1 - steps * pairs.lag
@@ -124,13 +138,20 @@ def rollout_table(
 ) -> pd.DataFrame:
     """Statistics of rollouts beside a reference run.
 
-    Arguments:
-        densities: name -> density with shape (time, X, Y, Z) in angstrom**-3.
-        reference: density of the reference run, same trailing shape.
-        cell: lattice vectors, shape (3, 3), in angstrom.
-        transform: standardisation for the value-sJSD and the spread of ln rho.
+    Parameters
+    ----------
+    densities
+        Name -> density with shape (time, X, Y, Z) in angstrom**-3.
+    reference
+        Density of the reference run, same trailing shape.
+    cell
+        Lattice vectors, shape (3, 3), in angstrom.
+    transform
+        Standardisation for the value-sJSD and the spread of ln rho.
 
-    Returns:
+    Returns
+    -------
+    pd.DataFrame
         Rows (model, metric, value). The row "reference halves" holds the floors: its value-sJSD
         and S(q) error are those between the two halves of the reference.
     """
@@ -223,8 +244,10 @@ def matrix_rate(n: int = 1536, repeats: int = 5, device: torch.device | str = "c
 def ab_initio_seconds(attrs: Mapping[str, float]) -> float:
     """Seconds on one core that ab-initio MD takes per fs, from the attributes of its trajectory.
 
-    Raises:
-        TrajectoryError: if "seconds_per_step_one_core" or "time_step_fs" is missing.
+    Raises
+    ------
+    TrajectoryError
+        If "seconds_per_step_one_core" or "time_step_fs" is missing.
     """
     missing = {"seconds_per_step_one_core", "time_step_fs"} - set(attrs)
     if missing:
@@ -237,10 +260,14 @@ def cost_table(
 ) -> pd.DataFrame:
     """Seconds a step on one core, and how much faster than ab-initio MD on one core that is.
 
-    Arguments:
-        maps: one-step maps.
-        test: pairs, for a state to time with.
-        attrs: attributes of the trajectory: "seconds_per_step_one_core" and "time_step_fs".
+    Parameters
+    ----------
+    maps
+        One-step maps.
+    test
+        Pairs, for a state to time with.
+    attrs
+        Attributes of the trajectory: "seconds_per_step_one_core" and "time_step_fs".
     """
     ab_initio = ab_initio_seconds(attrs)
     rows = []

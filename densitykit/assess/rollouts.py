@@ -79,23 +79,33 @@ def verdict(
 ) -> pd.DataFrame:
     """Judge a rollout against an independent reference run.
 
-    Arguments:
-        rollout: `density` (time, x, y, z) in angstrom**-3, equally spaced `time` in fs, and
-            `cell`, as `densitykit.rollout.rollout` returns it; one member of an ensemble.
-        reference: a run of the same system that no model has seen, with frames no sparser.
-        training: run with nuclei, that of the model: for the filter that finds nuclei, the
-            standardisation of ln rho, the first peak of S(q), and what counts as novel.
-        burn_in: time in fs to leave out at the start of the rollout.
-        mass: of a nucleus in dalton.
+    Parameters
+    ----------
+    rollout
+        `density` (time, x, y, z) in angstrom**-3, equally spaced `time` in fs, and
+        `cell`, as `densitykit.rollout.rollout` returns it; one member of an ensemble.
+    reference
+        A run of the same system that no model has seen, with frames no sparser.
+    training
+        Run with nuclei, that of the model: for the filter that finds nuclei, the
+        standardisation of ln rho, the first peak of S(q), and what counts as novel.
+    burn_in
+        Time in fs to leave out at the start of the rollout.
+    mass
+        Of a nucleus in dalton.
 
-    Returns:
+    Returns
+    -------
+    pd.DataFrame
         One row a quantity. metric and its value, with low and high, the 95 % interval of the
         rollout (NaN where it has none); reference with reference_low and reference_high, where
         another run as long as the rollout would lie (a share of shells is 0.95 by construction);
         target in words; passed, True or False, or NaN where there is no target.
 
-    Raises:
-        ShapeError: if the runs cannot be compared: other cells, grids or spacings, or too short.
+    Raises
+    ------
+    ShapeError
+        If the runs cannot be compared: other cells, grids or spacings, or too short.
     """
     rollout = rollout.isel(time=rollout["time"].values >= rollout["time"].values[0] + burn_in)
     reference = _thinned(rollout, reference)

@@ -38,13 +38,20 @@ _ATOMS = 32
 class Surroundings(NamedTuple):
     """All that a model wants to know of B configurations of N atoms; no weights enter.
 
-    Attributes:
-        x: r - R_I of the W points in reach of each atom, shape (B, N, W), in bohr.
-        index: which points they are, shape (B, N, W).
-        inside: False where an atom has fewer than W points, shape (B, N, W).
-        R_JI: signed R_J - R_I of the neighbours, shape (B, N, J), in bohr.
-        kind_J: species of the neighbours as places in the model's list, shape (B, N, J).
-        kind_I: the same of the atoms, shape (N,).
+    Attributes
+    ----------
+    x
+        R - R_I of the W points in reach of each atom, shape (B, N, W), in bohr.
+    index
+        Which points they are, shape (B, N, W).
+    inside
+        False where an atom has fewer than W points, shape (B, N, W).
+    R_JI
+        Signed R_J - R_I of the neighbours, shape (B, N, J), in bohr.
+    kind_J
+        Species of the neighbours as places in the model's list, shape (B, N, J).
+    kind_I
+        The same of the atoms, shape (N,).
     """
 
     x: Tensor
@@ -66,12 +73,18 @@ class Surroundings(NamedTuple):
 def ordered_neighbours(positions: Tensor, length: float, n_side: int) -> tuple[Tensor, Tensor]:
     """Neighbours of each atom on a ring: the first to the right, to the left, the second, ...
 
-    Arguments:
-        positions: shape (B, N), in any cell.
-        length: of the ring.
-        n_side: neighbours on each side, less than N.
+    Parameters
+    ----------
+    positions
+        Shape (B, N), in any cell.
+    length
+        Of the ring.
+    n_side
+        Neighbours on each side, less than N.
 
-    Returns:
+    Returns
+    -------
+    tuple[Tensor, Tensor]
         R_J - R_I, shape (B, N, 2 n_side), and the indices J, same shape.
     """
     n_atoms = positions.shape[1]
@@ -91,11 +104,16 @@ def points_in_reach(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The points within a cutoff of each atom on a ring, in N log P operations.
 
-    Arguments:
-        positions, points: shapes (B, N) and (B, P), in any cell.
-        length, cutoff: of the ring; a point is at most once in reach as 2 cutoff <= length.
+    Parameters
+    ----------
+    positions, points
+        Shapes (B, N) and (B, P), in any cell.
+    length, cutoff
+        Of the ring; a point is at most once in reach as 2 cutoff <= length.
 
-    Returns:
+    Returns
+    -------
+    tuple[Tensor, Tensor, Tensor]
         x, index and inside as in :class:`Surroundings`; W is the largest number of points found.
     """
     n_points = points.shape[1]
@@ -114,16 +132,22 @@ def points_in_reach(
 class AtomicSum1D(nn.Module):
     """A density on a ring that is a sum over atoms; subclasses say what an atom contributes.
 
-    Arguments:
-        species: the numbers that name the species.
-        n_near: neighbours that an atom sees, at least 1.
-        cutoff: distance in bohr beyond which an atom contributes nothing.
+    Parameters
+    ----------
+    species
+        The numbers that name the species.
+    n_near
+        Neighbours that an atom sees, at least 1.
+    cutoff
+        Distance in bohr beyond which an atom contributes nothing.
 
     ``forward``: positions (B, N) in bohr, species (N,), points (P,) or (B, P) in bohr, length of
     the ring in bohr -> density (B, P) in 1/bohr.
 
-    Raises:
-        ShapeError: the arguments, or those of `forward`, do not fit.
+    Raises
+    ------
+    ShapeError
+        The arguments, or those of `forward`, do not fit.
     """
 
     def __init__(self, species: Sequence[int], n_near: int, cutoff: float) -> None:

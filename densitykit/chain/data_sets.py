@@ -55,19 +55,30 @@ def chain_dataset(
     the same names hold all frames of a run, but for the first of ``test``: that one lies
     between frames of the training run (step 2019) and is the split ``test-within``.
 
-    Arguments:
-        folder: made if need be; unfinished simulations live in ``folder/.work``.
-        systems: of `SYSTEMS`.
-        steps: steps of the three runs; None takes `BUNDLED_STEPS`.
-        transfer_steps: of the transfer run; none leaves it out.
-        progress: show progress bars.
-        **options: to `simulate_chain`; the transfer run has twice its time step.
+    Parameters
+    ----------
+    folder
+        Made if need be; unfinished simulations live in ``folder/.work``.
+    systems
+        Of `SYSTEMS`.
+    steps
+        Steps of the three runs; None takes `BUNDLED_STEPS`.
+    transfer_steps
+        Of the transfer run; none leaves it out.
+    progress
+        Show progress bars.
+    **options
+        To `simulate_chain`; the transfer run has twice its time step.
 
-    Returns:
+    Returns
+    -------
+    list[Path]
         The stores made. Those that are there already are left as they are.
 
-    Raises:
-        GenerationError: as `simulate_chain`.
+    Raises
+    ------
+    GenerationError
+        As `simulate_chain`.
     """
     steps = BUNDLED_STEPS if steps is None else steps
     options |= {"progress": progress}

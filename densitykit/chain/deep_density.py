@@ -51,10 +51,14 @@ __all__ = [
 class PairNetworks(nn.Module):
     """g_{s(I)s(J)}: a dense network for each ordered pair of species.
 
-    Arguments:
-        count: number of species.
-        features: number of inputs.
-        nodes: of the layers; the last is M.
+    Parameters
+    ----------
+    count
+        Number of species.
+    features
+        Number of inputs.
+    nodes
+        Of the layers; the last is M.
 
     ``forward``: inputs (B, N, J, features), kind_I (N,), kind_J (B, N, J) -> (B, N, J M).
     """
@@ -87,10 +91,14 @@ def dense(features: int, nodes: Sequence[int]) -> nn.Sequential:
 class FittingNetwork(nn.Module):
     """Residual network of the descriptor, h <- a h + tanh(W h + b) with a trainable scalar a.
 
-    Arguments:
-        electron, atomic: features of the two parts of the descriptor.
-        nodes, layers: of the dense layers.
-        gain: factor of the output: a step of Adam in one weight then changes little.
+    Parameters
+    ----------
+    electron, atomic
+        Features of the two parts of the descriptor.
+    nodes, layers
+        Of the dense layers.
+    gain
+        Factor of the output: a step of Adam in one weight then changes little.
 
     ``forward``: electron part (B, N, W, electron), atomic part (B, N, atomic)
     -> (B, N, W).
@@ -123,11 +131,16 @@ class FittingNetwork(nn.Module):
 class DeepDensity1D(AtomicSum1D):
     """Deep Density of the one-dimensional chains, as published (Zepeda-Nunez et al. 2019, app. A).
 
-    Arguments:
-        species, n_near, cutoff: as in :class:`AtomicSum1D`.
-        pair_nodes: layers of g; the last is M. The paper gives (5, 10, 20) for molecules.
-        nodes, layers: of the two fitting networks; the paper gives 50 and 3 for molecules.
-        spacing, scale: the networks see |x| / scale and (R - spacing) / scale, in bohr.
+    Parameters
+    ----------
+    species, n_near, cutoff
+        As in :class:`AtomicSum1D`.
+    pair_nodes
+        Layers of g; the last is M. The paper gives (5, 10, 20) for molecules.
+    nodes, layers
+        Of the two fitting networks; the paper gives 50 and 3 for molecules.
+    spacing, scale
+        The networks see |x| / scale and (R - spacing) / scale, in bohr.
     """
 
     def __init__(
@@ -201,16 +214,24 @@ def fit_ansatz(
 
     Nonlinear least squares on all points given, from several widths; a few snapshots are enough.
 
-    Arguments:
-        model: changed in place.
-        positions, species, points, length: as for the model.
-        density: shape (B, P), in 1/bohr.
+    Parameters
+    ----------
+    model
+        Changed in place.
+    positions, species, points, length
+        As for the model.
+    density
+        Shape (B, P), in 1/bohr.
 
-    Returns:
+    Returns
+    -------
+    float
         Mean squared error of the bare ansatz in 1/bohr^2.
 
-    Raises:
-        ShapeError: density does not belong to these points.
+    Raises
+    ------
+    ShapeError
+        Density does not belong to these points.
     """
     if density.shape != (len(positions), points.shape[-1]):
         expected = (len(positions), points.shape[-1])

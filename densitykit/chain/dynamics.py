@@ -78,10 +78,14 @@ class _State:
 class _Dynamics:
     """Velocity Verlet with extrapolated densities.
 
-    Arguments:
-        model: at the initial positions.
-        mass, time_step: in electron masses and atomic units of time.
-        state: to continue from; None starts at rest.
+    Parameters
+    ----------
+    model
+        At the initial positions.
+    mass, time_step
+        In electron masses and atomic units of time.
+    state
+        To continue from; None starts at rest.
     """
 
     def __init__(
@@ -160,27 +164,45 @@ def simulate_chain(
 ) -> Path:
     """Run molecular dynamics into a one-dimensional trajectory; go on if it is there already.
 
-    Arguments:
-        path: the group to write, for example ``metal.zarr``.
-        system: one of `SYSTEMS`, or the widths of the atoms in bohr, shape (n_atoms,).
-        charges: Z_I, one number or shape (n_atoms,).
-        n_atoms: atoms of a named system.
-        n_steps, stride: steps to run, and between frames written; frame 0 is the start.
-        steps: the steps to write, ascending, instead of these two.
-        time_step, mass: in atomic units (of time; electron masses).
-        seed: of the displacements; None takes that of `SEEDS`, or 0.
-        displacement: largest, in bohr; the distribution is uniform.
-        spacing: of the undisplaced chain, in bohr.
-        progress: show a progress bar.
-        **model_options: to `ReducedHartreeFock1D`; ``n_grid`` is two points per bohr by default.
+    Parameters
+    ----------
+    path
+        The group to write, for example ``metal.zarr``.
+    system
+        One of `SYSTEMS`, or the widths of the atoms in bohr, shape (n_atoms,).
+    charges
+        Z_I, one number or shape (n_atoms,).
+    n_atoms
+        Atoms of a named system.
+    n_steps, stride
+        Steps to run, and between frames written; frame 0 is the start.
+    steps
+        The steps to write, ascending, instead of these two.
+    time_step, mass
+        In atomic units (of time; electron masses).
+    seed
+        Of the displacements; None takes that of `SEEDS`, or 0.
+    displacement
+        Largest, in bohr; the distribution is uniform.
+    spacing
+        Of the undisplaced chain, in bohr.
+    progress
+        Show a progress bar.
+    **model_options
+        To `ReducedHartreeFock1D`; ``n_grid`` is two points per bohr by default.
 
-    Returns:
+    Returns
+    -------
+    Path
         The path.
 
-    Raises:
-        GenerationError: an argument is unusable, the trajectory at ``path`` was made with others,
-            or a density did not converge.
-        TrajectoryError: what is at ``path`` is no trajectory.
+    Raises
+    ------
+    GenerationError
+        An argument is unusable, the trajectory at ``path`` was made with others,
+        or a density did not converge.
+    TrajectoryError
+        What is at ``path`` is no trajectory.
     """
     path, name = Path(path), system if isinstance(system, str) else "custom"
     widths = _widths(system, n_atoms)

@@ -62,21 +62,35 @@ Complex = NDArray[np.complex128]
 class KohnShamSolution:
     """Self-consistent solution; atomic units, arrays of float64.
 
-    Attributes:
-        density: on the output grid, shape (n_grid,), in 1/bohr.
-        potential: self-consistent potential on the output grid, shape (n_grid,).
-        eigenvalues: of all bands kept, ascending, shape (n_bands,).
-        occupations: of these bands, between 0 and 1, shape (n_bands,).
-        chemical_potential: mu of the Fermi-Dirac occupations.
-        gap: eigenvalue of band N_e + 1 minus that of band N_e.
-        forces: -dA/dR_I, shape (n_atoms,), in hartree/bohr.
-        energy: Mermin free energy A = E - T S, in hartree.
-        entropy_term: -T S, in hartree; ``energy - entropy_term`` is E.
-        iterations: diagonalisations done.
-        residual: relative l2 norm of the missing charge, the last of ``history``.
-        history: residual after each diagonalisation, shape (iterations,).
-        rho_k, V_k: Fourier coefficients of density and potential, shape (n_waves,); start a
-            related calculation from them.
+    Attributes
+    ----------
+    density
+        On the output grid, shape (n_grid,), in 1/bohr.
+    potential
+        Self-consistent potential on the output grid, shape (n_grid,).
+    eigenvalues
+        Of all bands kept, ascending, shape (n_bands,).
+    occupations
+        Of these bands, between 0 and 1, shape (n_bands,).
+    chemical_potential
+        Mu of the Fermi-Dirac occupations.
+    gap
+        Eigenvalue of band N_e + 1 minus that of band N_e.
+    forces
+        -dA/dR_I, shape (n_atoms,), in hartree/bohr.
+    energy
+        Mermin free energy A = E - T S, in hartree.
+    entropy_term
+        -T S, in hartree; ``energy - entropy_term`` is E.
+    iterations
+        Diagonalisations done.
+    residual
+        Relative l2 norm of the missing charge, the last of ``history``.
+    history
+        Residual after each diagonalisation, shape (iterations,).
+    rho_k, V_k
+        Fourier coefficients of density and potential, shape (n_waves,); start a
+        related calculation from them.
     """
 
     density: Real
@@ -98,24 +112,41 @@ class KohnShamSolution:
 class ReducedHartreeFock1D:
     """The model for one configuration of atoms on a ring.
 
-    Arguments:
-        positions: of the nuclei, shape (n_atoms,), in bohr, any number of cells away.
-        widths: sigma_I of the pseudo-charges in bohr: one number or shape (n_atoms,).
-        charges: Z_I; their sum, the number of electrons, must be a whole number.
-        length: L of the ring in bohr.
-        n_grid: points of the output grid, r_j = j L / n_grid.
-        cutoff: largest kinetic energy of a basis function in hartree; None: `default_cutoff`.
-        kappa, eps0: screening constant (1/bohr) and permittivity of the Yukawa kernel.
-        temperature: electronic temperature T in hartree.
-        mixing_dimension: pairs of differences that Anderson mixing remembers; 0 mixes linearly.
-        mixing: share of the preconditioned residual that is added to the potential.
-        kerker: wave number q_0 in 1/bohr of the preconditioner; None does without.
-        tolerance: relative l2 norm of the missing charge at which the iteration stops.
-        max_iterations: after which `solve` gives up.
-        n_bands: bands to keep. None: occupied ones and 10 more for every 16 electrons.
+    Parameters
+    ----------
+    positions
+        Of the nuclei, shape (n_atoms,), in bohr, any number of cells away.
+    widths
+        Sigma_I of the pseudo-charges in bohr: one number or shape (n_atoms,).
+    charges
+        Z_I; their sum, the number of electrons, must be a whole number.
+    length
+        L of the ring in bohr.
+    n_grid
+        Points of the output grid, r_j = j L / n_grid.
+    cutoff
+        Largest kinetic energy of a basis function in hartree; None: `default_cutoff`.
+    kappa, eps0
+        Screening constant (1/bohr) and permittivity of the Yukawa kernel.
+    temperature
+        Electronic temperature T in hartree.
+    mixing_dimension
+        Pairs of differences that Anderson mixing remembers; 0 mixes linearly.
+    mixing
+        Share of the preconditioned residual that is added to the potential.
+    kerker
+        Wave number q_0 in 1/bohr of the preconditioner; None does without.
+    tolerance
+        Relative l2 norm of the missing charge at which the iteration stops.
+    max_iterations
+        After which `solve` gives up.
+    n_bands
+        Bands to keep. None: occupied ones and 10 more for every 16 electrons.
 
-    Raises:
-        GenerationError: an argument is not what it should be; the message names it.
+    Raises
+    ------
+    GenerationError
+        An argument is not what it should be; the message names it.
     """
 
     def __init__(
@@ -222,16 +253,22 @@ class ReducedHartreeFock1D:
     ) -> KohnShamSolution:
         """Iterate to self-consistency.
 
-        Arguments:
-            V0: potential in hartree to start from, without V_ext, on any grid or as coefficients
-                (n_waves,); by default that of Gaussian atoms.
-            external: V_ext in hartree, in the same forms; by default none.
-            precondition: acts on the residual of the potential, coefficients (n_waves,), in the
-                place of Kerker's; the step is then not damped by ``mixing``.
+        Parameters
+        ----------
+        V0
+            Potential in hartree to start from, without V_ext, on any grid or as coefficients
+            (n_waves,); by default that of Gaussian atoms.
+        external
+            V_ext in hartree, in the same forms; by default none.
+        precondition
+            Acts on the residual of the potential, coefficients (n_waves,), in the
+            place of Kerker's; the step is then not damped by ``mixing``.
 
-        Raises:
-            GenerationError: no convergence within ``max_iterations`` (its attribute ``history``
-                holds the residuals), or the highest band is not empty.
+        Raises
+        ------
+        GenerationError
+            No convergence within ``max_iterations`` (its attribute ``history``
+            holds the residuals), or the highest band is not empty.
         """
         m = self.pseudo_charge()
         V_ext = np.zeros_like(m) if external is None else self.basis.coefficients(external)
@@ -309,11 +346,16 @@ def cutoff_table(
 ) -> list[dict[str, float]]:
     """Convergence of density, energy and forces with the cutoff.
 
-    Arguments:
-        positions, widths: as for `ReducedHartreeFock1D`, and so are the ``options``.
-        cutoffs: in hartree; the largest is the reference of the others.
+    Parameters
+    ----------
+    positions, widths
+        As for `ReducedHartreeFock1D`, and so are the ``options``.
+    cutoffs
+        In hartree; the largest is the reference of the others.
 
-    Returns:
+    Returns
+    -------
+    list[dict[str, float]]
         A row for each other cutoff: cutoff, basis functions, relative l2 error of the density,
         errors of energy (hartree) and of the largest force (hartree/bohr).
     """

@@ -39,17 +39,26 @@ _ALL_BANDS = 160
 class PlaneWaves1D:
     """Waves with k^2/2 <= cutoff on a ring; atomic units.
 
-    Arguments:
-        length: L in bohr.
-        cutoff: in hartree.
+    Parameters
+    ----------
+    length
+        L in bohr.
+    cutoff
+        In hartree.
 
-    Attributes:
-        k: wave numbers of fields, shape (n_waves,), in 1/bohr.
-        n_basis: number of basis functions of the orbitals.
-        n_points: points of a grid that holds the product of two orbitals.
+    Attributes
+    ----------
+    k
+        Wave numbers of fields, shape (n_waves,), in 1/bohr.
+    n_basis
+        Number of basis functions of the orbitals.
+    n_points
+        Points of a grid that holds the product of two orbitals.
 
-    Raises:
-        GenerationError: the cutoff admits no wave but the constant.
+    Raises
+    ------
+    GenerationError
+        The cutoff admits no wave but the constant.
     """
 
     def __init__(self, length: float, cutoff: float) -> None:
@@ -69,8 +78,10 @@ class PlaneWaves1D:
     def hamiltonian(self, V: Complex) -> Real:
         """-1/2 d^2/dr^2 + V as a matrix (n_basis, n_basis), in the order 1, cosines, sines.
 
-        Arguments:
-            V: coefficients of the potential in hartree, shape (n_waves,).
+        Parameters
+        ----------
+        V
+            Coefficients of the potential in hartree, shape (n_waves,).
         """
         even, odd, cos, sin = V.real, V.imag, slice(1, self._n + 1), slice(self._n + 1, None)
         near, far = even[self._apart], even[self._sum]
@@ -95,7 +106,9 @@ class PlaneWaves1D:
     def orbitals(self, C: Real) -> Real:
         """Values of orbitals (n_basis, n_bands) on ``n_points``.
 
-        Returns:
+        Returns
+        -------
+        Real
             Shape (n_bands, n_points), normalised: sum_r psi_i psi_j L / n_points = delta_ij.
         """
         n, waves = self._n, np.empty((C.shape[1], self._n + 1), complex)
@@ -121,8 +134,10 @@ class PlaneWaves1D:
 
         What the basis cannot hold is dropped, and so is the Nyquist wave of an even grid.
 
-        Raises:
-            GenerationError: the field is not finite, or not one-dimensional.
+        Raises
+        ------
+        GenerationError
+            The field is not finite, or not one-dimensional.
         """
         field = finite("field", field)
         require(field.ndim == 1 and field.size > 0, "field", field.shape, "give one dimension")

@@ -40,15 +40,24 @@ def train_paper(
 ) -> tuple[list[DeepDensity1D], pd.DataFrame]:
     """Deep Density as published: A to D fitted without networks, then Adam, one model a seed.
 
-    Arguments:
-        training, validation: snapshots.
-        n_near: neighbours that an atom sees.
-        seeds: of the initial weights.
-        run_dir: see :func:`densitykit.chain.training.train_ensemble`, to which the ``options`` go.
-        device: where to train.
-        sizes: further arguments of :class:`densitykit.chain.deep_density.DeepDensity1D`.
+    Parameters
+    ----------
+    training, validation
+        Snapshots.
+    n_near
+        Neighbours that an atom sees.
+    seeds
+        Of the initial weights.
+    run_dir
+        See :func:`densitykit.chain.training.train_ensemble`, to which the ``options`` go.
+    device
+        Where to train.
+    sizes
+        Further arguments of :class:`densitykit.chain.deep_density.DeepDensity1D`.
 
-    Returns:
+    Returns
+    -------
+    tuple[list[DeepDensity1D], pd.DataFrame]
         The models in the order of the seeds, on the CPU, and the rows of the training.
     """
     species = training.species.unique().tolist()
@@ -71,9 +80,12 @@ def train_paper(
 def train_smooth(sets: Sequence[ChainSnapshots], **sizes: Any) -> SmoothDensity1D:
     """The smooth variant, in double precision, by one linear least-squares solve.
 
-    Arguments:
-        sets: training snapshots of one chain, or of several that one model is to serve.
-        sizes: arguments of :class:`densitykit.chain.smooth_density.SmoothDensity1D`.
+    Parameters
+    ----------
+    sets
+        Training snapshots of one chain, or of several that one model is to serve.
+    sizes
+        Arguments of :class:`densitykit.chain.smooth_density.SmoothDensity1D`.
     """
     species = sorted({s for data in sets for s in data.species.tolist()})
     model = SmoothDensity1D(species, **sizes)

@@ -36,16 +36,24 @@ _NEWTON_STEPS = 100
 def fermi_dirac(eps: Real, n_electrons: int, temperature: float) -> tuple[float, Real]:
     """Chemical potential and occupations (Mermin 1965) of spinless levels.
 
-    Arguments:
-        eps: levels in hartree, ascending, shape (n_bands,).
-        n_electrons: N, with 0 < N < n_bands.
-        temperature: T in hartree.
+    Parameters
+    ----------
+    eps
+        Levels in hartree, ascending, shape (n_bands,).
+    n_electrons
+        N, with 0 < N < n_bands.
+    temperature
+        T in hartree.
 
-    Returns:
+    Returns
+    -------
+    tuple[float, Real]
         The chemical potential in hartree and the occupations, shape (n_bands,).
 
-    Raises:
-        GenerationError: the levels are not finite.
+    Raises
+    ------
+    GenerationError
+        The levels are not finite.
     """
     low, high = eps[:n_electrons], eps[n_electrons:]
     mu = 0.5 * (low[-1] + high[0])
@@ -75,11 +83,16 @@ def entropy(eps: Real, mu: float, temperature: float) -> float:
 def occupation_slopes(eps: Real, mu: float, temperature: float) -> Real:
     """(f_i - f_j) / (eps_i - eps_j), or df/deps where two levels agree.
 
-    Arguments:
-        eps: levels in hartree, shape (n_bands,).
-        mu, temperature: in hartree.
+    Parameters
+    ----------
+    eps
+        Levels in hartree, shape (n_bands,).
+    mu, temperature
+        In hartree.
 
-    Returns:
+    Returns
+    -------
+    Real
         Symmetric, non-positive, shape (n_bands, n_bands), in 1/hartree.
     """
     x = (eps - mu) / temperature
@@ -94,9 +107,12 @@ def occupation_slopes(eps: Real, mu: float, temperature: float) -> Real:
 class AndersonMixing:
     """Next iterate of x from F(x); see the module docstring.
 
-    Arguments:
-        dimension: differences kept; 0 is linear mixing, x + beta F.
-        beta: share of the remaining F that is added.
+    Parameters
+    ----------
+    dimension
+        Differences kept; 0 is linear mixing, x + beta F.
+    beta
+        Share of the remaining F that is added.
     """
 
     def __init__(self, dimension: int, beta: float) -> None:

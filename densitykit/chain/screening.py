@@ -53,10 +53,14 @@ def gaussian_potential(
 ) -> Real:
     """The perturbation of equation 8: a normalised Gaussian, nearest image.
 
-    Arguments:
-        r: points in bohr, any shape.
-        length: L of the ring in bohr.
-        mu0, sigma0: centre and width in bohr.
+    Parameters
+    ----------
+    r
+        Points in bohr, any shape.
+    length
+        L of the ring in bohr.
+    mu0, sigma0
+        Centre and width in bohr.
     """
     distance = np.asarray(r) - mu0
     distance = distance - length * np.round(distance / length)
@@ -66,16 +70,24 @@ def gaussian_potential(
 def polarizability(model: ReducedHartreeFock1D, V: Complex, n_waves: int | None = None) -> Real:
     """Irreducible polarizability chi_0 of the electrons in a potential.
 
-    Arguments:
-        model: gives the basis, the number of electrons and their temperature.
-        V: coefficients of the effective potential in hartree, shape (n_waves of the basis,).
-        n_waves: wave numbers k >= 0 to respond to; None: all of the basis.
+    Parameters
+    ----------
+    model
+        Gives the basis, the number of electrons and their temperature.
+    V
+        Coefficients of the effective potential in hartree, shape (n_waves of the basis,).
+    n_waves
+        Wave numbers k >= 0 to respond to; None: all of the basis.
 
-    Returns:
+    Returns
+    -------
+    Real
         Symmetric, non-positive, shape (2 n_waves - 1, 2 n_waves - 1), in 1/hartree.
 
-    Raises:
-        GenerationError: n_waves is not in 1 ... n_waves of the basis.
+    Raises
+    ------
+    GenerationError
+        N_waves is not in 1 ... n_waves of the basis.
     """
     basis = model.basis
     n = len(basis.k) if n_waves is None else n_waves
@@ -103,11 +115,15 @@ def polarizability(model: ReducedHartreeFock1D, V: Complex, n_waves: int | None 
 class InverseDielectric:
     """(1 - K chi_0)^-1 on potentials, at a given solution: callable, coefficients to coefficients.
 
-    Arguments:
-        model: the model.
-        V: coefficients of a potential near the self-consistent one, shape (n_waves,).
-        k_max: largest wave number in 1/bohr that is screened; shorter waves, which hardly are,
-            pass unchanged. None: all.
+    Parameters
+    ----------
+    model
+        The model.
+    V
+        Coefficients of a potential near the self-consistent one, shape (n_waves,).
+    k_max
+        Largest wave number in 1/bohr that is screened; shorter waves, which hardly are,
+        pass unchanged. None: all.
     """
 
     def __init__(
@@ -132,12 +148,18 @@ def linear_response(
 ) -> tuple[Real, Real]:
     """Density induced by a potential, without and with screening (figure 1).
 
-    Arguments:
-        model: the model, and the solution about which to expand.
-        solution: of the unperturbed model.
-        perturbation: in hartree, on any grid or as coefficients (n_waves,).
+    Parameters
+    ----------
+    model
+        The model, and the solution about which to expand.
+    solution
+        Of the unperturbed model.
+    perturbation
+        In hartree, on any grid or as coefficients (n_waves,).
 
-    Returns:
+    Returns
+    -------
+    tuple[Real, Real]
         chi_0 dV and chi dV on the output grid, each shape (n_grid,), in 1/bohr.
     """
     basis, dV = model.basis, model.basis.coefficients(perturbation)
@@ -153,12 +175,17 @@ def solve_screened(model: ReducedHartreeFock1D, k_max: float = 3.0) -> KohnShamS
 
     Long insulating chains converge in a third of the iterations of `ReducedHartreeFock1D.solve`.
 
-    Arguments:
-        model: the model.
-        k_max: as for `InverseDielectric`.
+    Parameters
+    ----------
+    model
+        The model.
+    k_max
+        As for `InverseDielectric`.
 
-    Raises:
-        GenerationError: no convergence.
+    Raises
+    ------
+    GenerationError
+        No convergence.
     """
     rough = copy.copy(model)
     rough.tolerance = max(1e-3, model.tolerance)

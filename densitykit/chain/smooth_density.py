@@ -49,14 +49,21 @@ Monomial = tuple[int, ...]
 class SmoothDensity1D(AtomicSum1D):
     """Smooth, reflection-symmetric Deep Density, in double precision; zero until trained.
 
-    Arguments:
-        species, cutoff: as in :class:`densitykit.chain.atomic_sum.AtomicSum1D`.
-        n_near: neighbours that an atom sees, half of them on each side: an even number.
-        spans: for monomials of one factor, of two, and so on: they bring together at most
-            span + 1 consecutive atoms, the atom itself among them; ``n_near`` excludes nothing.
-        waves: K; the shortest wave is 2 cutoff / K long.
-        spacing: d, usual distance of first neighbours in bohr.
-        decay: lambda in bohr.
+    Parameters
+    ----------
+    species, cutoff
+        As in :class:`densitykit.chain.atomic_sum.AtomicSum1D`.
+    n_near
+        Neighbours that an atom sees, half of them on each side: an even number.
+    spans
+        For monomials of one factor, of two, and so on: they bring together at most
+        span + 1 consecutive atoms, the atom itself among them; ``n_near`` excludes nothing.
+    waves
+        K; the shortest wave is 2 cutoff / K long.
+    spacing
+        D, usual distance of first neighbours in bohr.
+    decay
+        Lambda in bohr.
     """
 
     def __init__(

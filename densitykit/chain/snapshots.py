@@ -31,15 +31,23 @@ __all__ = ["ChainSnapshots", "load_snapshots", "score"]
 class ChainSnapshots:
     """Configurations of a chain and their densities, in atomic units.
 
-    Attributes:
-        positions: shape (T, N), in bohr.
-        density: shape (T, P), in 1/bohr.
-        species: shape (N,).
-        points: where the density is given, shape (P,), in bohr.
-        length: of the ring, in bohr.
+    Attributes
+    ----------
+    positions
+        Shape (T, N), in bohr.
+    density
+        Shape (T, P), in 1/bohr.
+    species
+        Shape (N,).
+    points
+        Where the density is given, shape (P,), in bohr.
+    length
+        Of the ring, in bohr.
 
-    Raises:
-        ShapeError: the arrays do not belong together.
+    Raises
+    ------
+    ShapeError
+        The arrays do not belong together.
     """
 
     positions: Tensor
@@ -86,8 +94,10 @@ class ChainSnapshots:
 def load_snapshots(path: str | Path, split: str) -> ChainSnapshots:
     """A split of a chain, converted to atomic units by the constant in its attributes.
 
-    Raises:
-        TrajectoryError: no such split, not one-dimensional, or no constant to convert with.
+    Raises
+    ------
+    TrajectoryError
+        No such split, not one-dimensional, or no constant to convert with.
     """
     ds = open_split(path, split)
     source = ds.encoding["source"]
@@ -110,12 +120,18 @@ def load_snapshots(path: str | Path, split: str) -> ChainSnapshots:
 def score(model: AtomicSum1D, data: ChainSnapshots, **labels: Any) -> pd.DataFrame:
     """Errors of a model on snapshots, one metric a row.
 
-    Arguments:
-        model: in evaluation.
-        data: snapshots.
-        labels: constant columns: system, n_near, samples, seed, variant, split.
+    Parameters
+    ----------
+    model
+        In evaluation.
+    data
+        Snapshots.
+    labels
+        Constant columns: system, n_near, samples, seed, variant, split.
 
-    Returns:
+    Returns
+    -------
+    pd.DataFrame
         Columns: the labels, metric and value. Metrics: "mse" (eq. 28) in 1/bohr^2; "l1" and "l2",
         the relative errors of eqs. 21 and 22, mean over snapshots, and "l1_max", the worst one.
     """

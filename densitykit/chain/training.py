@@ -151,23 +151,36 @@ def train_ensemble(
 ) -> pd.DataFrame:
     """Train models of one architecture with Adam; each ends with its best weights.
 
-    Arguments:
-        models: on one device, of one precision; they differ in their weights.
-        training, validation: snapshots; the best weights are those of the lowest validation error.
-        epochs, batch, learning_rate: passes, snapshots a step, Adam's rate.
-        rate: factor of the rate as a function of progress.
-        seed: of the order of the snapshots, the same for all models.
-        run_dir: where ``state.safetensors`` and ``log.csv`` go; an unfinished training found there
-            is continued.
-        save_every: epochs between saved states.
-        label: name on the progress bar.
+    Parameters
+    ----------
+    models
+        On one device, of one precision; they differ in their weights.
+    training, validation
+        Snapshots; the best weights are those of the lowest validation error.
+    epochs, batch, learning_rate
+        Passes, snapshots a step, Adam's rate.
+    rate
+        Factor of the rate as a function of progress.
+    seed
+        Of the order of the snapshots, the same for all models.
+    run_dir
+        Where ``state.safetensors`` and ``log.csv`` go; an unfinished training found there
+        is continued.
+    save_every
+        Epochs between saved states.
+    label
+        Name on the progress bar.
 
-    Returns:
+    Returns
+    -------
+    pd.DataFrame
         One row per epoch: epoch, seconds (of processor time), and for each model i the errors
         training_i (mean over the epoch) and validation_i, in 1/bohr^2.
 
-    Raises:
-        CheckpointError: ``run_dir`` holds the state of another training.
+    Raises
+    ------
+    CheckpointError
+        ``run_dir`` holds the state of another training.
     """
     run = _AdamRun(models, training, validation, batch, seed)
     settings = {"epochs": epochs, "batch": batch, "learning_rate": learning_rate, "seed": seed}
@@ -196,12 +209,18 @@ def fit_linear(
     ``ridge`` is added to their diagonal: functions of neighbouring atoms can nearly stand
     for one another. Monomials that no set shows keep no weight.
 
-    Arguments:
-        model: changed in place.
-        sets: snapshots; those of different chains are different sets.
-        ridge: see above.
+    Parameters
+    ----------
+    model
+        Changed in place.
+    sets
+        Snapshots; those of different chains are different sets.
+    ridge
+        See above.
 
-    Returns:
+    Returns
+    -------
+    float
         Mean squared error in 1/bohr^2.
     """
     seen = [data.seen_by(model) for data in sets]

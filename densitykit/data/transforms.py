@@ -34,9 +34,12 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 class LogNormal:
     """The map between a density and its standardised logarithm (numpy arrays or torch tensors).
 
-    Arguments:
-        mu, sigma: mean and standard deviation of ln(density + eps); sigma is without unit.
-        eps: offset in angstrom**-3.
+    Parameters
+    ----------
+    mu, sigma
+        Mean and standard deviation of ln(density + eps); sigma is without unit.
+    eps
+        Offset in angstrom**-3.
     """
 
     mu: float

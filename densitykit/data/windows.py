@@ -39,17 +39,24 @@ __all__ = [
 def physical_states(ds: xr.Dataset, scheme: str = "backward-2") -> tuple[Tensor, np.ndarray]:
     """Density and rate of every frame that has enough frames before it.
 
-    Arguments:
-        ds: a trajectory from :func:`densitykit.io.writer.open_trajectory`.
-        scheme: see :func:`densitykit.fields.time_derivative`.
+    Parameters
+    ----------
+    ds
+        A trajectory from :func:`densitykit.io.writer.open_trajectory`.
+    scheme
+        See :func:`densitykit.fields.time_derivative`.
 
-    Returns:
+    Returns
+    -------
+    tuple[Tensor, np.ndarray]
         states with shape (time, 2, X, Y, Z), float32, in angstrom**-3 and angstrom**-3/fs, and
         their times in fs with shape (time,).
 
-    Raises:
-        TrajectoryError: if frames are not equally spaced, or the field is not finite and
-            non-negative.
+    Raises
+    ------
+    TrajectoryError
+        If frames are not equally spaced, or the field is not finite and
+        non-negative.
     """
     source = ds.encoding.get("source", "trajectory")
     times = ds.time.values
@@ -91,15 +98,23 @@ def frames_apart(horizon: float, spacing: float, source: str = "") -> int:
 class StatePairs:
     """Pairs of states of one run, one horizon apart, in memory.
 
-    Arguments:
-        states: physical states with shape (time, 2, n, n, n); see :func:`physical_states`.
-        times: their times in fs, equally spaced.
-        horizon: time between the two states of a pair in fs, a multiple of the spacing.
-        cell: lattice vectors as rows, shape (3, 3), in angstrom, for whoever rolls out.
-        past: density of the frame before each state, shape (time, n, n, n), for maps that need it.
+    Parameters
+    ----------
+    states
+        Physical states with shape (time, 2, n, n, n); see :func:`physical_states`.
+    times
+        Their times in fs, equally spaced.
+    horizon
+        Time between the two states of a pair in fs, a multiple of the spacing.
+    cell
+        Lattice vectors as rows, shape (3, 3), in angstrom, for whoever rolls out.
+    past
+        Density of the frame before each state, shape (time, n, n, n), for maps that need it.
 
-    Raises:
-        TrajectoryError: if the horizon is no multiple of the spacing or longer than the run.
+    Raises
+    ------
+    TrajectoryError
+        If the horizon is no multiple of the spacing or longer than the run.
     """
 
     def __init__(
@@ -131,11 +146,15 @@ class StatePairs:
     def given(self, step: Callable[..., Tensor], index: int | slice | Tensor) -> Tensor:
         """States as a map wants them: with the density of the frame before, if it needs a past.
 
-        Returns:
+        Returns
+        -------
+        Tensor
             Shape (*, 2, n, n, n), or (*, 3, n, n, n) with a past; * as the index is.
 
-        Raises:
-            TrajectoryError: if a past is needed and not there.
+        Raises
+        ------
+        TrajectoryError
+            If a past is needed and not there.
         """
         states = self.states[index]
         if not getattr(step, "needs_past", False):
@@ -159,14 +178,20 @@ def load_pairs(
 ) -> StatePairs:
     """Pairs of a stored split, ready for training or scoring.
 
-    Arguments:
-        path: store with splits; see :func:`densitykit.io.writer.open_split`.
-        split: "train", "validation" or "test".
-        horizon, scheme: see :class:`StatePairs` and :func:`physical_states`.
+    Parameters
+    ----------
+    path
+        Store with splits; see :func:`densitykit.io.writer.open_split`.
+    split
+        "train", "validation" or "test".
+    horizon, scheme
+        See :class:`StatePairs` and :func:`physical_states`.
 
-    Raises:
-        TrajectoryError: if the split is missing or unusable, the cell not cubic or the grid not
-            cubic and even: the models coarsen by two, the augmentation turns the cube.
+    Raises
+    ------
+    TrajectoryError
+        If the split is missing or unusable, the cell not cubic or the grid not
+        cubic and even: the models coarsen by two, the augmentation turns the cube.
     """
     ds = open_split(path, split)
     source, shape = ds.encoding["source"], ds.density.shape[1:]

@@ -98,28 +98,47 @@ def molecular_dynamics(
     interrupted run), otherwise from its last frame with new random numbers. Then `atoms` tells
     elements and cell only.
 
-    Arguments:
-        atoms: initial configuration in its cell, with velocities or (given a temperature) without.
-        engine: ASE calculator with `density` and `description`.
-        path: trajectory to write; its state is kept beside it in `NAME.state.npz`.
-        n_steps: number of the last step; the first configuration is step 0.
-        time_step: fs.
-        grid: points of the stored density along the lattice vectors.
-        temperature: K, for NVT; None for NVE.
-        relaxation: time of the thermostat, fs.
-        interval: steps between stored frames.
-        seed: of initial velocities and thermostat.
-        keepbits: mantissa bits of the stored density (see `create_trajectory`).
-        floor: smallest stored density, angstrom**-3. Dropping Fourier components can leave values
-            below zero near cores.
-        attrs: further attributes of the trajectory.
+    Parameters
+    ----------
+    atoms
+        Initial configuration in its cell, with velocities or (given a temperature) without.
+    engine
+        ASE calculator with `density` and `description`.
+    path
+        Trajectory to write; its state is kept beside it in `NAME.state.npz`.
+    n_steps
+        Number of the last step; the first configuration is step 0.
+    time_step
+        Fs.
+    grid
+        Points of the stored density along the lattice vectors.
+    temperature
+        K, for NVT; None for NVE.
+    relaxation
+        Time of the thermostat, fs.
+    interval
+        Steps between stored frames.
+    seed
+        Of initial velocities and thermostat.
+    keepbits
+        Mantissa bits of the stored density (see `create_trajectory`).
+    floor
+        Smallest stored density, angstrom**-3. Dropping Fourier components can leave values
+        below zero near cores.
+    attrs
+        Further attributes of the trajectory.
 
-    Returns:
+    Returns
+    -------
+    Path
         `path`.
 
-    Raises:
-        GenerationError: the engine failed, or `path` holds another system or time step.
-        TrajectoryError: the store is broken.
+    Raises
+    ------
+    GenerationError
+        The engine failed, or `path` holds another system or time step.
+    TrajectoryError
+        The store is broken.
     """
     path = Path(path)
     if n_steps < 1 or interval < 1 or not time_step > 0 or not relaxation > 0:
@@ -348,8 +367,10 @@ def _report(bar: tqdm, state: State, atoms: Atoms) -> None:
 def energy_drift(trajectory: xr.Dataset) -> float:
     """Return the slope of the conserved energy, meV per atom and ps (least squares).
 
-    Arguments:
-        trajectory: with `conserved_energy(time)` in eV and `time` in fs.
+    Parameters
+    ----------
+    trajectory
+        With `conserved_energy(time)` in eV and `time` in fs.
     """
     slope = np.polyfit(trajectory.time.values, trajectory.conserved_energy.values, 1)[0]
     return float(1e6 * slope / trajectory.sizes["atom"])

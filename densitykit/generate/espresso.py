@@ -58,8 +58,10 @@ def worker_python() -> Path:
     `DENSITYKIT_ESPRESSO_PYTHON` names it; otherwise it is that of `.venv-espresso`, as made by
     ``make espresso``, in the current folder or beside the package.
 
-    Raises:
-        GenerationError: there is none.
+    Raises
+    ------
+    GenerationError
+        There is none.
     """
     named = os.environ.get("DENSITYKIT_ESPRESSO_PYTHON")
     folders = [Path.cwd(), Path(__file__).parents[2]]
@@ -77,11 +79,15 @@ def worker_python() -> Path:
 def make_environment(folder: str | Path) -> Path:
     """Make a virtual environment with Quantum ESPRESSO in it (300 MB), and return its python.
 
-    Arguments:
-        folder: of the environment; what is there is replaced.
+    Parameters
+    ----------
+    folder
+        Of the environment; what is there is replaced.
 
-    Raises:
-        GenerationError: pip failed, as where there is no wheel for this Python or system.
+    Raises
+    ------
+    GenerationError
+        Pip failed, as where there is no wheel for this Python or system.
     """
     venv.create(folder, with_pip=True, clear=True)
     python = Path(folder) / "bin/python"
@@ -97,30 +103,49 @@ def make_environment(folder: str | Path) -> Path:
 class Espresso(Calculator):
     """Plane-wave DFT for one periodic cell; usable wherever ASE takes a calculator.
 
-    Arguments:
-        cutoff: kinetic energy of the plane waves, eV. The density takes four times as much.
-        k_points: Monkhorst-Pack mesh, three numbers; None for Gamma with real orbitals.
-        shifted: move the mesh half a step off Gamma. Even shifted meshes keep all symmetries of a
-            cubic cell and converge faster than centred ones.
-        temperature: of the electrons, K (Fermi-Dirac smearing); 0 for fixed occupations.
-        functional: of exchange and correlation; picks the GTH pseudopotentials.
-        pseudopotentials: UPF files by element, for others than those of `gth`; or numbers of
-            valence electrons, to choose among them.
-        bands: orbitals per k-point; None leaves it to Quantum ESPRESSO.
-        threshold: estimated energy error at which self-consistency is reached, eV.
-        mixing, mixing_mode: charge mixing: "plain", "TF" or "local-TF".
-        extrapolation: of density and orbitals between solves: "second_order" for dynamics,
-            "atomic" for unrelated configurations.
-        max_iterations: of the self-consistent field.
-        threads: OpenMP threads of the worker.
-        folder: for scratch files and `pw.log`; None makes a temporary one.
-        python: interpreter with qepy; None looks for it (`worker_python`).
+    Parameters
+    ----------
+    cutoff
+        Kinetic energy of the plane waves, eV. The density takes four times as much.
+    k_points
+        Monkhorst-Pack mesh, three numbers; None for Gamma with real orbitals.
+    shifted
+        Move the mesh half a step off Gamma. Even shifted meshes keep all symmetries of a
+        cubic cell and converge faster than centred ones.
+    temperature
+        Of the electrons, K (Fermi-Dirac smearing); 0 for fixed occupations.
+    functional
+        Of exchange and correlation; picks the GTH pseudopotentials.
+    pseudopotentials
+        UPF files by element, for others than those of `gth`; or numbers of
+        valence electrons, to choose among them.
+    bands
+        Orbitals per k-point; None leaves it to Quantum ESPRESSO.
+    threshold
+        Estimated energy error at which self-consistency is reached, eV.
+    mixing, mixing_mode
+        Charge mixing: "plain", "TF" or "local-TF".
+    extrapolation
+        Of density and orbitals between solves: "second_order" for dynamics,
+        "atomic" for unrelated configurations.
+    max_iterations
+        Of the self-consistent field.
+    threads
+        OpenMP threads of the worker.
+    folder
+        For scratch files and `pw.log`; None makes a temporary one.
+    python
+        Interpreter with qepy; None looks for it (`worker_python`).
 
-    Attributes:
-        iterations: of the last solve.
+    Attributes
+    ----------
+    iterations
+        Of the last solve.
 
-    Raises:
-        GenerationError: no environment, no pseudopotential, a worker that died, or no convergence.
+    Raises
+    ------
+    GenerationError
+        No environment, no pseudopotential, a worker that died, or no convergence.
     """
 
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces"]
@@ -188,15 +213,21 @@ class Espresso(Calculator):
     def density(self, shape: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Return the valence density of the configuration solved last.
 
-        Arguments:
-            shape: points along the lattice vectors; None for the grid of Quantum ESPRESSO.
+        Parameters
+        ----------
+        shape
+            Points along the lattice vectors; None for the grid of Quantum ESPRESSO.
 
-        Returns:
+        Returns
+        -------
+        NDArray[np.float64]
             angstrom**-3, cell-periodic without end point. A coarser grid drops the Fourier
             components that it cannot hold.
 
-        Raises:
-            GenerationError: nothing was solved yet.
+        Raises
+        ------
+        GenerationError
+            Nothing was solved yet.
         """
         if not self.results:
             raise GenerationError("there is no density yet; ask for the energy or forces first")

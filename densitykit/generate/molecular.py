@@ -65,27 +65,42 @@ _COUNT_TOLERANCE = 1e-3
 class GaussianDFT(Calculator):
     """DFT of a molecule in free space; usable wherever ASE takes a calculator.
 
-    Arguments:
-        functional: exchange-correlation functional, PySCF's name.
-        basis: Gaussian basis made for the pseudopotential, PySCF's name or one for each element.
-        pseudopotential: PySCF's name, or one for each element.
-        charge: of the molecule, in e.
-        spin: number of unpaired electrons; orbitals are unrestricted unless it is 0.
-        grid_level: integration grid of the exchange-correlation energy, PySCF's 0 to 9.
-        density_fit: fit the density in the Coulomb energy: 1e-6 of the density, and forces on
-            butane 4 times faster.
-        threshold: convergence of the energy, eV.
-        max_iterations: of the self-consistency cycle.
-        log: file that PySCF's output is appended to; None for none.
+    Parameters
+    ----------
+    functional
+        Exchange-correlation functional, PySCF's name.
+    basis
+        Gaussian basis made for the pseudopotential, PySCF's name or one for each element.
+    pseudopotential
+        PySCF's name, or one for each element.
+    charge
+        Of the molecule, in e.
+    spin
+        Number of unpaired electrons; orbitals are unrestricted unless it is 0.
+    grid_level
+        Integration grid of the exchange-correlation energy, PySCF's 0 to 9.
+    density_fit
+        Fit the density in the Coulomb energy: 1e-6 of the density, and forces on
+        butane 4 times faster.
+    threshold
+        Convergence of the energy, eV.
+    max_iterations
+        Of the self-consistency cycle.
+    log
+        File that PySCF's output is appended to; None for none.
 
     The cell of the atoms serves for the density only. Energies are in eV, forces in eV/angstrom.
 
-    Attributes:
-        iterations: of the last self-consistency cycle.
+    Attributes
+    ----------
+    iterations
+        Of the last self-consistency cycle.
 
-    Raises:
-        GenerationError: no basis or pseudopotential for an element, an impossible number of
-            electrons, or no convergence.
+    Raises
+    ------
+    GenerationError
+        No basis or pseudopotential for an element, an impossible number of
+        electrons, or no convergence.
     """
 
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces"]
@@ -137,15 +152,21 @@ class GaussianDFT(Calculator):
     def density(self, shape: Sequence[int]) -> NDArray[np.float64]:
         """Return the valence density of the configuration solved last, sampled point by point.
 
-        Arguments:
-            shape: points along the lattice vectors.
+        Parameters
+        ----------
+        shape
+            Points along the lattice vectors.
 
-        Returns:
+        Returns
+        -------
+        NDArray[np.float64]
             Shape (X, Y, Z), angstrom**-3, cell-periodic without end point.
 
-        Raises:
-            GenerationError: nothing was solved yet, no cell, or a cell or grid on which the number
-                of electrons is off by more than 1e-3.
+        Raises
+        ------
+        GenerationError
+            Nothing was solved yet, no cell, or a cell or grid on which the number
+            of electrons is off by more than 1e-3.
         """
         solution, cell = self._solved(), np.asarray(self.atoms.cell)
         orbitals = _weighted_orbitals(solution) / Bohr**1.5

@@ -67,16 +67,26 @@ class Channel(NamedTuple):
 class GTH:
     """Parameters of one pseudopotential, in bohr and hartree.
 
-    Attributes:
-        element: chemical symbol.
-        valence: number of valence electrons Z.
-        r_loc: range of the Gaussian charge of the ion.
-        c: coefficients C_1, C_2, ... of the local part.
-        projectors: channels with at least one projector.
-        electrons_per_l: valence configuration of the atom: electrons in s, p, ...
-        shells: (electrons, n*, exponent) of Slater's atom (Slater 1930), for a first density only.
-        functional: exchange-correlation functional that it was made for.
-        source: where the numbers were published.
+    Attributes
+    ----------
+    element
+        Chemical symbol.
+    valence
+        Number of valence electrons Z.
+    r_loc
+        Range of the Gaussian charge of the ion.
+    c
+        Coefficients C_1, C_2, ... of the local part.
+    projectors
+        Channels with at least one projector.
+    electrons_per_l
+        Valence configuration of the atom: electrons in s, p, ...
+    shells
+        (electrons, n*, exponent) of Slater's atom (Slater 1930), for a first density only.
+    functional
+        Exchange-correlation functional that it was made for.
+    source
+        Where the numbers were published.
     """
 
     element: str
@@ -156,13 +166,19 @@ _TABLE = (
 def gth(element: str, valence: int | None = None, functional: str = "PBE") -> GTH:
     """Return the GTH pseudopotential of an element.
 
-    Arguments:
-        element: chemical symbol.
-        valence: number of valence electrons; None for the usual choice (1 for Li, 3 for Al).
-        functional: must be the one of the calculation.
+    Parameters
+    ----------
+    element
+        Chemical symbol.
+    valence
+        Number of valence electrons; None for the usual choice (1 for Li, 3 for Al).
+    functional
+        Must be the one of the calculation.
 
-    Raises:
-        GenerationError: the table has none; the message names those it has.
+    Raises
+    ------
+    GenerationError
+        The table has none; the message names those it has.
     """
     for entry in _TABLE:
         wanted = entry.valence if valence is None else valence
@@ -187,11 +203,16 @@ def local_potential(gth: GTH, r: NDArray[np.float64]) -> NDArray[np.float64]:
 def projector(l: int, i: int, r_l: float, r: NDArray[np.float64]) -> NDArray[np.float64]:
     r"""Radial projector p_i^l(r) in bohr^(-3/2), normalised: :math:`\int r^2 p^2 dr = 1`.
 
-    Arguments:
-        l: angular momentum.
-        i: number of the projector in its channel, from 1.
-        r_l: radius of the channel in bohr.
-        r: radii in bohr.
+    Parameters
+    ----------
+    l
+        Angular momentum.
+    i
+        Number of the projector in its channel, from 1.
+    r_l
+        Radius of the channel in bohr.
+    r
+        Radii in bohr.
 
     Source: Goedecker, Teter, Hutter 1996, eq. 3.
     """
@@ -218,17 +239,23 @@ def atomic_density(gth: GTH, r: NDArray[np.float64]) -> NDArray[np.float64]:
 def upf_text(gth: GTH, r_max: float = 10.0, dr: float = 0.005) -> str:
     """Return the pseudopotential as a UPF 2.0.1 file (norm-conserving, separable).
 
-    Arguments:
-        gth: the pseudopotential.
-        r_max: last point of the uniform radial mesh, bohr; 10 is where Quantum ESPRESSO stops
-            integrating.
-        dr: its spacing, bohr.
+    Parameters
+    ----------
+    gth
+        The pseudopotential.
+    r_max
+        Last point of the uniform radial mesh, bohr; 10 is where Quantum ESPRESSO stops
+        integrating.
+    dr
+        Its spacing, bohr.
 
     Energies are in rydberg: the local potential and D_ij are twice those of the table, and the
     projectors are r p(r). The initial atomic density is scaled to Z electrons on the mesh.
 
-    Raises:
-        GenerationError: a projector does not fit on the mesh.
+    Raises
+    ------
+    GenerationError
+        A projector does not fit on the mesh.
     """
     n = 2 * round(r_max / dr / 2) + 1  # odd, as Simpson's rule wants it
     r = dr * np.arange(n)

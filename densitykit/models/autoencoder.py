@@ -27,14 +27,22 @@ __all__ = ["Autoencoder"]
 class Autoencoder(nn.Module):
     """Periodic convolutional autoencoder.
 
-    Arguments:
-        channels: channels of the state (2: field and rate).
-        latent_channels: channels of the latent.
-        width: channels of the residual blocks, a multiple of 8.
-        blocks: residual blocks in the encoder and in the decoder.
-        patch: ratio of the fine to the latent grid.
-        bound: soft bound of the latent.
-        noise: standard deviation of the noise on the latent in training mode.
+    Parameters
+    ----------
+    channels
+        Channels of the state (2: field and rate).
+    latent_channels
+        Channels of the latent.
+    width
+        Channels of the residual blocks, a multiple of 8.
+    blocks
+        Residual blocks in the encoder and in the decoder.
+    patch
+        Ratio of the fine to the latent grid.
+    bound
+        Soft bound of the latent.
+    noise
+        Standard deviation of the noise on the latent in training mode.
 
     ``forward``: state with shape (B, channels, X, Y, Z) -> reconstruction, same shape.
     """

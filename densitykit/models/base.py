@@ -20,9 +20,12 @@ __all__ = ["StateMap"]
 class StateMap(nn.Module):
     """A one-step map of the density state, callable on physical densities.
 
-    Arguments:
-        mu, sigma, eps: constants of :class:`densitykit.data.transforms.LogNormal`.
-        horizon: time in fs that one step covers; also the unit of time of the rate channel.
+    Parameters
+    ----------
+    mu, sigma, eps
+        Constants of :class:`densitykit.data.transforms.LogNormal`.
+    horizon
+        Time in fs that one step covers; also the unit of time of the rate channel.
 
     Subclasses implement :meth:`advance` on normalised states. The map itself takes and returns
     physical states with shape (B, 2, X, Y, Z): channel 0 the density in angstrom**-3, channel 1

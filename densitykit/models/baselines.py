@@ -59,8 +59,10 @@ class LinearExtrapolation:
 class MeanField:
     """The mean training density, at rest, whatever the state.
 
-    Arguments:
-        pairs: training pairs.
+    Parameters
+    ----------
+    pairs
+        Training pairs.
     """
 
     def __init__(self, pairs: StatePairs) -> None:
@@ -75,10 +77,14 @@ class MeanField:
 class ProperOrthogonalMap:
     """POD projection and least-squares linear map.
 
-    Arguments:
-        pairs: training pairs.
-        modes: number of proper orthogonal modes.
-        ridge: Tikhonov weight of the least squares, relative to the largest variance.
+    Parameters
+    ----------
+    pairs
+        Training pairs.
+    modes
+        Number of proper orthogonal modes.
+    ridge
+        Tikhonov weight of the least squares, relative to the largest variance.
 
     The rate enters in units of density per horizon, so that both channels weigh alike.
     """
@@ -112,9 +118,12 @@ class ProperOrthogonalMap:
 class FourierLinearMap:
     """Least-squares linear map of every shell of Fourier coefficients.
 
-    Arguments:
-        pairs: training pairs.
-        every: use every so many pairs.
+    Parameters
+    ----------
+    pairs
+        Training pairs.
+    every
+        Use every so many pairs.
     """
 
     def __init__(self, pairs: StatePairs, every: int = 4) -> None:

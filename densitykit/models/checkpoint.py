@@ -48,17 +48,26 @@ def save_model(
 ) -> Path:
     """Write weights and their JSON card, each by an atomic rename.
 
-    Arguments:
-        model: an instance of one of :data:`MODELS`.
-        path: file name; its suffix becomes ``.safetensors``.
-        arguments: the keyword arguments that the model was constructed with.
-        provenance: how it was made (data, command, steps, seed, errors), kept as it is.
+    Parameters
+    ----------
+    model
+        An instance of one of :data:`MODELS`.
+    path
+        File name; its suffix becomes ``.safetensors``.
+    arguments
+        The keyword arguments that the model was constructed with.
+    provenance
+        How it was made (data, command, steps, seed, errors), kept as it is.
 
-    Returns:
+    Returns
+    -------
+    Path
         The path of the weights.
 
-    Raises:
-        CheckpointError: if the class of ``model`` is not in :data:`MODELS`.
+    Raises
+    ------
+    CheckpointError
+        If the class of ``model`` is not in :data:`MODELS`.
     """
     if type(model).__name__ not in MODELS:
         raise CheckpointError(
@@ -86,8 +95,10 @@ def save_model(
 def load_model(path: str | Path) -> nn.Module:
     """The model of a checkpoint, in evaluation mode, on the CPU.
 
-    Raises:
-        CheckpointError: naming the file, what is wrong with it and what to do.
+    Raises
+    ------
+    CheckpointError
+        Naming the file, what is wrong with it and what to do.
     """
     weights = _beside(path, ".safetensors")
     card = _read_card(_beside(path, ".json"))
@@ -122,8 +133,10 @@ def load_model(path: str | Path) -> nn.Module:
 def load_nuclear(path: str | Path) -> NuclearEmulator:
     """The emulator with nuclei of a checkpoint.
 
-    Raises:
-        CheckpointError: as :func:`load_model`, and if it is of another model.
+    Raises
+    ------
+    CheckpointError
+        As :func:`load_model`, and if it is of another model.
     """
     model = load_model(path)
     if not isinstance(model, NuclearEmulator):

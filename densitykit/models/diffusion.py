@@ -40,14 +40,21 @@ __all__ = ["LatentDiffusion"]
 class LatentDiffusion(StateMap):
     """Autoencoder and conditional latent denoiser.
 
-    Arguments:
-        mu, sigma, eps, horizon: as in :class:`StateMap`.
-        latent_channels, autoencoder_width, autoencoder_blocks, patch: see
-            :class:`densitykit.models.autoencoder.Autoencoder`.
-        widths, blocks: levels of the denoising U-Net.
-        embedding: width of the noise-level embedding.
-        sampler_steps: steps of the sampler; 1 gives the conditional mean.
-        sigma_min, sigma_max: range of noise levels of the sampler, in units of the increment.
+    Parameters
+    ----------
+    mu, sigma, eps, horizon
+        As in :class:`StateMap`.
+    latent_channels, autoencoder_width, autoencoder_blocks, patch
+        See
+        :class:`densitykit.models.autoencoder.Autoencoder`.
+    widths, blocks
+        Levels of the denoising U-Net.
+    embedding
+        Width of the noise-level embedding.
+    sampler_steps
+        Steps of the sampler; 1 gives the conditional mean.
+    sigma_min, sigma_max
+        Range of noise levels of the sampler, in units of the increment.
     """
 
     def __init__(

@@ -88,8 +88,10 @@ def depth_to_space(x: Tensor, patch: int) -> Tensor:
 class LogFourierEmbedding(nn.Module):
     """Sines and cosines of the logarithm of a noise level, then a small perceptron.
 
-    Arguments:
-        features: width of the embedding.
+    Parameters
+    ----------
+    features
+        Width of the embedding.
 
     ``forward``: noise level with shape (B,) -> embedding with shape (B, features).
     """
@@ -111,9 +113,12 @@ class LogFourierEmbedding(nn.Module):
 class ResidualBlock(nn.Module):
     """x + conv(SiLU(FiLM(conv(SiLU(norm(x)))))), with FiLM (scale and shift) by an embedding.
 
-    Arguments:
-        channels: number of channels in and out; a multiple of 8.
-        embedding: width of the conditioning embedding; 0 for none.
+    Parameters
+    ----------
+    channels
+        Number of channels in and out; a multiple of 8.
+    embedding
+        Width of the conditioning embedding; 0 for none.
     """
 
     def __init__(self, channels: int, embedding: int = 0) -> None:
@@ -140,12 +145,18 @@ class ResidualBlock(nn.Module):
 class UNet(nn.Module):
     """Periodic 3-D U-Net on a patched grid, with a linear path from input to output.
 
-    Arguments:
-        in_channels, out_channels: channels of the fields.
-        widths: channels of each level; the grid halves from one level to the next.
-        blocks: residual blocks per level (each level but the last has them twice: down and up).
-        patch: edge of the space-to-depth patch at the entrance.
-        embedding: width of the conditioning embedding; 0 for none.
+    Parameters
+    ----------
+    in_channels, out_channels
+        Channels of the fields.
+    widths
+        Channels of each level; the grid halves from one level to the next.
+    blocks
+        Residual blocks per level (each level but the last has them twice: down and up).
+    patch
+        Edge of the space-to-depth patch at the entrance.
+    embedding
+        Width of the conditioning embedding; 0 for none.
 
     ``forward``: x with shape (B, in_channels, X, Y, Z) and, if conditioned, an embedding with
     shape (B, embedding) -> (B, out_channels, X, Y, Z). X, Y and Z must be divisible by

@@ -55,12 +55,18 @@ def _randn(like: Tensor, generator: torch.Generator) -> Tensor:
 class PosterLoss(nn.Module):
     """L_AE + lambda_1 L_LDM + lambda_2 L_sJSD of a latent diffusion model.
 
-    Arguments:
-        model: the model to train; parts whose parameters need no gradient are not trained.
-        lambda_1, lambda_2: weights; a term of weight zero is not computed.
-        reading: "spatial" or "value", what P and Q of the sJSD are (:mod:`densitykit.metrics`).
-        condition_noise: largest standard deviation of the noise on the conditioning latent.
-        log_sigma: mean and standard deviation of the logarithm of the drawn noise levels.
+    Parameters
+    ----------
+    model
+        The model to train; parts whose parameters need no gradient are not trained.
+    lambda_1, lambda_2
+        Weights; a term of weight zero is not computed.
+    reading
+        "spatial" or "value", what P and Q of the sJSD are (:mod:`densitykit.metrics`).
+    condition_noise
+        Largest standard deviation of the noise on the conditioning latent.
+    log_sigma
+        Mean and standard deviation of the logarithm of the drawn noise levels.
 
     ``forward``: normalised states at t and t + horizon, each (B, 2, X, Y, Z), and a CPU generator
     -> the terms, scalars in a dictionary; their weighted sum is "loss".
@@ -142,9 +148,12 @@ class PosterLoss(nn.Module):
 class OneStepLoss(nn.Module):
     """Mean squared error of a deterministic one-step map, with noise on its input.
 
-    Arguments:
-        model: the map to train.
-        input_noise: largest standard deviation of the noise on the normalised input state.
+    Parameters
+    ----------
+    model
+        The map to train.
+    input_noise
+        Largest standard deviation of the noise on the normalised input state.
     """
 
     def __init__(self, model: StateMap, input_noise: float = 0.15) -> None:
@@ -182,26 +191,41 @@ def fit(
 
     At the end the model holds the exponential moving average of its weights.
 
-    Arguments:
-        objective: module with attribute ``model``, mapping (state, next state, generator) to
-            terms with key "loss".
-        pairs: training pairs.
-        steps, batch, learning_rate: length, pairs a step and device, peak rate.
-        seed: everything random follows from it.
-        run_dir: where ``state.safetensors`` and ``log.csv`` go; an unfinished training found there
-            is continued. None keeps nothing on disk.
-        validate: called with the averaged weights in place; its figures go to the log.
-        validate_every, save_every: intervals in steps.
-        ema: decay of the average of the weights.
-        fabric: devices, strategy and precision; by default one device, a GPU if there is one.
-        label: name on the progress bar.
+    Parameters
+    ----------
+    objective
+        Module with attribute ``model``, mapping (state, next state, generator) to
+        terms with key "loss".
+    pairs
+        Training pairs.
+    steps, batch, learning_rate
+        Length, pairs a step and device, peak rate.
+    seed
+        Everything random follows from it.
+    run_dir
+        Where ``state.safetensors`` and ``log.csv`` go; an unfinished training found there
+        is continued. None keeps nothing on disk.
+    validate
+        Called with the averaged weights in place; its figures go to the log.
+    validate_every, save_every
+        Intervals in steps.
+    ema
+        Decay of the average of the weights.
+    fabric
+        Devices, strategy and precision; by default one device, a GPU if there is one.
+    label
+        Name on the progress bar.
 
-    Returns:
+    Returns
+    -------
+    list[dict[str, float]]
         One row a step: step, the terms, learning rate, seconds so far, and validation figures
         where they were made.
 
-    Raises:
-        CheckpointError: if ``run_dir`` holds a state that does not belong to this training.
+    Raises
+    ------
+    CheckpointError
+        If ``run_dir`` holds a state that does not belong to this training.
     """
     fabric = fabric or Fabric(accelerator="auto", devices=1)
     model = objective.model
@@ -306,15 +330,24 @@ def train_latent_diffusion(
 ) -> list[dict[str, float]]:
     """Train the autoencoder, standardise its latent, then train the denoiser on it.
 
-    Arguments:
-        model, pairs: the model and its training pairs.
-        autoencoder_steps, steps: steps of the two blocks; zero skips a block.
-        lambda_1, lambda_2, reading: see :class:`PosterLoss`.
-        loss: other arguments of :class:`PosterLoss`, for the denoiser.
-        run_dir: each block keeps its state in a folder of its own below it.
-        options: passed to :func:`fit`.
+    Parameters
+    ----------
+    model, pairs
+        The model and its training pairs.
+    autoencoder_steps, steps
+        Steps of the two blocks; zero skips a block.
+    lambda_1, lambda_2, reading
+        See :class:`PosterLoss`.
+    loss
+        Other arguments of :class:`PosterLoss`, for the denoiser.
+    run_dir
+        Each block keeps its state in a folder of its own below it.
+    options
+        Passed to :func:`fit`.
 
-    Returns:
+    Returns
+    -------
+    list[dict[str, float]]
         Rows of both blocks, with "block" 0 and 1.
     """
     folder = Path(run_dir) if run_dir is not None else None

@@ -50,14 +50,21 @@ def _spacing(run: xr.Dataset, source: str) -> float:
 class ResidualPairs:
     """Superpositions and residuals of a run, a horizon apart, in memory.
 
-    Arguments:
-        run: trajectory with `density`, `positions` and `cell`, equally spaced; cubic.
-        superposition: the one whose residuals these are.
-        horizon: time of one step in fs, a multiple of the spacing.
-        unroll: steps that follow one another in a draw.
+    Parameters
+    ----------
+    run
+        Trajectory with `density`, `positions` and `cell`, equally spaced; cubic.
+    superposition
+        The one whose residuals these are.
+    horizon
+        Time of one step in fs, a multiple of the spacing.
+    unroll
+        Steps that follow one another in a draw.
 
-    Raises:
-        TrajectoryError: if positions are missing, or the horizon does not fit.
+    Raises
+    ------
+    TrajectoryError
+        If positions are missing, or the horizon does not fit.
     """
 
     def __init__(
@@ -85,7 +92,9 @@ class ResidualPairs:
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A random batch, each with its own symmetry, its steps one after the other.
 
-        Returns:
+        Returns
+        -------
+        tuple[Tensor, Tensor]
             base after, its change and residual before, (batch * unroll, 3, n, n, n); residual
             after, (batch * unroll, 1, n, n, n); all in angstrom**-3.
         """
@@ -105,12 +114,18 @@ class ResidualPairs:
 class ResidualLoss(nn.Module):
     """Mean squared error of the residual after a step, from a disturbed memory.
 
-    Arguments:
-        model: the net to train.
-        memory_noise: largest eta.
-        white_noise: largest eta', in standard deviations of the residual.
-        forget: probability p of having no memory.
-        unroll: steps that follow one another in a batch, as :class:`ResidualPairs` draws them.
+    Parameters
+    ----------
+    model
+        The net to train.
+    memory_noise
+        Largest eta.
+    white_noise
+        Largest eta', in standard deviations of the residual.
+    forget
+        Probability p of having no memory.
+    unroll
+        Steps that follow one another in a batch, as :class:`ResidualPairs` draws them.
     """
 
     def __init__(
@@ -160,12 +175,18 @@ def residual_error(
 ) -> dict[str, float]:
     """Relative l2 error of the density, given the true nuclei, after one step and after several.
 
-    Arguments:
-        net: the net to judge.
-        pairs: of a held-out run.
-        steps: length of the longer rollout.
-        every: take every so many frames.
-        batch: rollouts at once.
+    Parameters
+    ----------
+    net
+        The net to judge.
+    pairs
+        Of a held-out run.
+    steps
+        Length of the longer rollout.
+    every
+        Take every so many frames.
+    batch
+        Rollouts at once.
     """
     if len(pairs) <= (steps - 1) * pairs.lag:
         raise TrajectoryError(
@@ -198,18 +219,28 @@ def fit_parts(
 ) -> tuple[NuclearEmulator, dict[str, Any]]:
     """An emulator with all that is linear fitted to a run, its residual net untrained.
 
-    Arguments:
-        run: trajectory with `density`, `positions`, `forces` and `cell`; cubic.
-        horizon: time of one step in fs.
-        every: take every so many frames for the linear fits.
-        volumes: trajectories in other cells, for the pressure of the force field.
-        **arguments: others of :class:`densitykit.models.nuclear.emulator.NuclearEmulator`.
+    Parameters
+    ----------
+    run
+        Trajectory with `density`, `positions`, `forces` and `cell`; cubic.
+    horizon
+        Time of one step in fs.
+    every
+        Take every so many frames for the linear fits.
+    volumes
+        Trajectories in other cells, for the pressure of the force field.
+    **arguments
+        Others of :class:`densitykit.models.nuclear.emulator.NuclearEmulator`.
 
-    Returns:
+    Returns
+    -------
+    tuple[NuclearEmulator, dict[str, Any]]
         The emulator, and the arguments it was constructed with, for its checkpoint.
 
-    Raises:
-        TrajectoryError: if the run lacks something, is too short, not cubic or not finite.
+    Raises
+    ------
+    TrajectoryError
+        If the run lacks something, is too short, not cubic or not finite.
     """
     source = run.encoding.get("source", "trajectory")
     edge = cubic_edge(run["cell"].values, source)
@@ -251,15 +282,24 @@ def train_emulator(
 ) -> list[dict[str, float]]:
     """Train the residual net of an emulator from :func:`fit_parts`.
 
-    Arguments:
-        model: the emulator.
-        run: the run to learn from, that of the linear fits.
-        held_out: another one, to watch; None watches nothing.
-        steps, batch, learning_rate, run_dir, options: see :func:`densitykit.training.loop.fit`.
-        loss: other arguments of :class:`ResidualLoss`.
-        unroll: steps in a row that the loss looks at.
+    Parameters
+    ----------
+    model
+        The emulator.
+    run
+        The run to learn from, that of the linear fits.
+    held_out
+        Another one, to watch; None watches nothing.
+    steps, batch, learning_rate, run_dir, options
+        See :func:`densitykit.training.loop.fit`.
+    loss
+        Other arguments of :class:`ResidualLoss`.
+    unroll
+        Steps in a row that the loss looks at.
 
-    Returns:
+    Returns
+    -------
+    list[dict[str, float]]
         One row a step, see :func:`densitykit.training.loop.fit`.
     """
     pairs = ResidualPairs(run, model.superposition, model.horizon, unroll)

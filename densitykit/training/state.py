@@ -37,11 +37,15 @@ def adam_state(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]
 class Keeper:
     """Saves tensors that change in place, the settings they belong to, and the rows so far.
 
-    Arguments:
-        run_dir: where ``state.safetensors`` and ``log.csv`` go; None keeps nothing.
-        tensors: all that the training remembers; they are written as they are then, and filled
-            when a state is restored.
-        settings: what must be the same when it is continued.
+    Parameters
+    ----------
+    run_dir
+        Where ``state.safetensors`` and ``log.csv`` go; None keeps nothing.
+    tensors
+        All that the training remembers; they are written as they are then, and filled
+        when a state is restored.
+    settings
+        What must be the same when it is continued.
     """
 
     def __init__(
@@ -69,8 +73,10 @@ class Keeper:
     def restore(self) -> Rows:
         """Fill the tensors from the last state and return its rows; none where there is no state.
 
-        Raises:
-            CheckpointError: the file is broken, no state, or that of another training.
+        Raises
+        ------
+        CheckpointError
+            The file is broken, no state, or that of another training.
         """
         path = self.dir / "state.safetensors" if self.dir is not None else None
         if path is None or not path.exists():

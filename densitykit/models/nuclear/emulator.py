@@ -73,12 +73,18 @@ class Liquid:
 def supercell(positions: Tensor, cell: np.ndarray, times: int = 2) -> Tensor:
     """Nuclei of times**3 copies of a cell.
 
-    Arguments:
-        positions: shape (B, N, 3) in angstrom.
-        cell: lattice vectors of one copy as rows, shape (3, 3), in angstrom.
-        times: copies along each axis.
+    Parameters
+    ----------
+    positions
+        Shape (B, N, 3) in angstrom.
+    cell
+        Lattice vectors of one copy as rows, shape (3, 3), in angstrom.
+    times
+        Copies along each axis.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         Shape (B, N times**3, 3), copy after copy; the cell of all is ``times * cell``.
     """
     copies = torch.cartesian_prod(*[torch.arange(times, dtype=torch.float64)] * 3)
@@ -103,8 +109,10 @@ def thermal_velocities(
 class ResidualNet(nn.Module):
     """U: the residual of the superposition after a step, from the one before.
 
-    Arguments:
-        widths, blocks, patch: of :class:`densitykit.nn.layers.UNet`.
+    Parameters
+    ----------
+    widths, blocks, patch
+        Of :class:`densitykit.nn.layers.UNet`.
 
     The scales of its inputs are buffers, set by :meth:`set_scales`.
     """
@@ -130,8 +138,10 @@ class ResidualNet(nn.Module):
     def normalise(self, fields: Tensor) -> Tensor:
         """Physical fields (B, C, X, Y, Z) as :class:`ResidualPairs` draws them -> the same.
 
-        Arguments:
-            fields: base, its change and the residual before (C = 3), or the residual (C = 1).
+        Parameters
+        ----------
+        fields
+            Base, its change and the residual before (C = 3), or the residual (C = 1).
         """
         if fields.shape[1] == 1:
             return fields / self.scales[2]
@@ -155,18 +165,30 @@ class ResidualNet(nn.Module):
 class NuclearEmulator(nn.Module):
     """One-step map through the nuclei; see the module's docstring.
 
-    Arguments:
-        horizon: time of one step, fs.
-        frame_spacing: time between the frames that a start is read from, fs.
-        spacing: distance of grid points, angstrom.
-        substeps: time steps of the nuclei in one step.
-        mass: of a nucleus, dalton.
-        charge: valence electrons of a nucleus.
-        temperature, relaxation: of the thermostat, K and fs; it acts where a generator is given.
-        filter_nodes: nodes of the filter that finds nuclei.
-        knots: of the spline of the superposition.
-        force_field: arguments of :class:`densitykit.models.nuclear.force_field.LinearForceField`.
-        widths, blocks, patch: of :class:`ResidualNet`.
+    Parameters
+    ----------
+    horizon
+        Time of one step, fs.
+    frame_spacing
+        Time between the frames that a start is read from, fs.
+    spacing
+        Distance of grid points, angstrom.
+    substeps
+        Time steps of the nuclei in one step.
+    mass
+        Of a nucleus, dalton.
+    charge
+        Valence electrons of a nucleus.
+    temperature, relaxation
+        Of the thermostat, K and fs; it acts where a generator is given.
+    filter_nodes
+        Nodes of the filter that finds nuclei.
+    knots
+        Of the spline of the superposition.
+    force_field
+        Arguments of :class:`densitykit.models.nuclear.force_field.LinearForceField`.
+    widths, blocks, patch
+        Of :class:`ResidualNet`.
 
     A map of states with a past, (B, 3, X, Y, Z): the density in angstrom**-3, its rate (second
     order, backward) and the density one frame spacing before; see
@@ -174,8 +196,10 @@ class NuclearEmulator(nn.Module):
     X, Y, Z). For more than one step use `densitykit.rollout`, which keeps the memory of
     :meth:`begin` and :meth:`propagate`.
 
-    Raises:
-        ShapeError: if a grid does not fit, or nuclei are not found in a frame.
+    Raises
+    ------
+    ShapeError
+        If a grid does not fit, or nuclei are not found in a frame.
     """
 
     needs_past = True
@@ -253,9 +277,12 @@ class NuclearEmulator(nn.Module):
     def begin_at(self, positions: Tensor, velocities: Tensor, shape: tuple[int, ...]) -> Liquid:
         """Memory of nuclei (B, N, 3), angstrom and angstrom/fs; :meth:`settle` draws its density.
 
-        Arguments:
-            positions, velocities: shape (B, N, 3).
-            shape: grid (X, Y, Z); the cell is as large as its points are apart.
+        Parameters
+        ----------
+        positions, velocities
+            Shape (B, N, 3).
+        shape
+            Grid (X, Y, Z); the cell is as large as its points are apart.
         """
         check_stride(shape, self.stride)
         if positions.ndim != 3 or positions.shape != velocities.shape or len(shape) != 3:

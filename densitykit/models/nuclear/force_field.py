@@ -44,13 +44,19 @@ Edges = tuple[Tensor, Tensor, Tensor]
 class LinearForceField(nn.Module):
     """Energy and forces of periodic nuclei, linear in the invariants of their surroundings.
 
-    Arguments:
-        cutoff: farthest neighbour that counts, in angstrom; images of the same nucleus, too.
-        closest: distance in angstrom at which the Chebyshev polynomials begin; nuclei seldom
-            come closer.
-        radial: number of radial functions in the power spectrum.
-        degree: largest degree l of the power spectrum.
-        pair: number of radial functions in the sum over pairs, at least ``radial``.
+    Parameters
+    ----------
+    cutoff
+        Farthest neighbour that counts, in angstrom; images of the same nucleus, too.
+    closest
+        Distance in angstrom at which the Chebyshev polynomials begin; nuclei seldom
+        come closer.
+    radial
+        Number of radial functions in the power spectrum.
+    degree
+        Largest degree l of the power spectrum.
+    pair
+        Number of radial functions in the sum over pairs, at least ``radial``.
     """
 
     def __init__(
@@ -96,10 +102,14 @@ class LinearForceField(nn.Module):
     ) -> Tensor:
         """Potential energy in eV, shape (B,), up to a constant.
 
-        Arguments:
-            positions: shape (B, N, 3) in angstrom, wrapped or not.
-            cell: lattice vectors as rows, shape (3, 3), in angstrom.
-            coefficients: other ones than the fitted, shape (feature,); it is linear in them.
+        Parameters
+        ----------
+        positions
+            Shape (B, N, 3) in angstrom, wrapped or not.
+        cell
+            Lattice vectors as rows, shape (3, 3), in angstrom.
+        coefficients
+            Other ones than the fitted, shape (feature,); it is linear in them.
         """
         c = self.coefficients if coefficients is None else coefficients
         i, j, v = self._edges(positions, cell)
@@ -128,8 +138,10 @@ class LinearForceField(nn.Module):
     ) -> Tensor:
         """-dE/dR in eV/angstrom, shape (B, N, 3); arguments as in :meth:`energy`.
 
-        Arguments:
-            coefficients: other ones than the fitted, shape (feature,); forces are linear in them.
+        Parameters
+        ----------
+        coefficients
+            Other ones than the fitted, shape (feature,); forces are linear in them.
         """
         c = self.coefficients if coefficients is None else coefficients
         i, j, v = self._edges(positions, cell)
@@ -289,18 +301,28 @@ def fit_force_field(
     Forces at one volume do not tell the pressure. Other volumes do: their forces count like those
     of the run, and so do energies an atom, of all up to a common constant.
 
-    Arguments:
-        run: trajectory with `positions`, `forces` and `cell`, see `densitykit.io.writer`.
-        every: take every so many frames; neighbouring ones tell the same.
-        ridge: penalty on coefficients of features scaled to unit variance, relative to the
-            number of force components.
-        progress: show a progress bar.
-        volumes: trajectories in other cells, whose frames all count; with `energy`, as the run.
-        **arguments: of :class:`LinearForceField`.
+    Parameters
+    ----------
+    run
+        Trajectory with `positions`, `forces` and `cell`, see `densitykit.io.writer`.
+    every
+        Take every so many frames; neighbouring ones tell the same.
+    ridge
+        Penalty on coefficients of features scaled to unit variance, relative to the
+        number of force components.
+    progress
+        Show a progress bar.
+    volumes
+        Trajectories in other cells, whose frames all count; with `energy`, as the run.
+    **arguments
+        Of :class:`LinearForceField`.
 
-    Raises:
-        TrajectoryError: if positions, forces or, where needed, energies are missing or not finite.
-        ShapeError: if an argument makes no sense.
+    Raises
+    ------
+    TrajectoryError
+        If positions, forces or, where needed, energies are missing or not finite.
+    ShapeError
+        If an argument makes no sense.
     """
     needed = ["positions", "forces"] + (["energy"] if volumes else [])
     for part in (run, *volumes):

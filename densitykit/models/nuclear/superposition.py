@@ -29,11 +29,16 @@ __all__ = ["Superposition", "fit_superposition", "structure_factors"]
 def structure_factors(s: Tensor, shape: tuple[int, ...]) -> Tensor:
     """sum_a exp(-2 pi i k . s_a), half spectrum without Nyquist planes.
 
-    Arguments:
-        s: fractional coordinates, shape (B, N, 3).
-        shape: grid (X, Y, Z).
+    Parameters
+    ----------
+    s
+        Fractional coordinates, shape (B, N, 3).
+    shape
+        Grid (X, Y, Z).
 
-    Returns:
+    Returns
+    -------
+    Tensor
         Complex, shape (B, X, Y, Z//2 + 1).
     """
     waves = []
@@ -51,8 +56,10 @@ def structure_factors(s: Tensor, shape: tuple[int, ...]) -> Tensor:
 class Superposition(nn.Module):
     """Density of nuclei by superposition of equal pieces.
 
-    Arguments:
-        knots: number of knots of the form factor's spline; what they are is in the weights.
+    Parameters
+    ----------
+    knots
+        Number of knots of the form factor's spline; what they are is in the weights.
     """
 
     def __init__(self, knots: int) -> None:
@@ -69,12 +76,18 @@ class Superposition(nn.Module):
     def forward(self, positions: Tensor, cell: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Density on a grid.
 
-        Arguments:
-            positions: shape (B, N, 3) in angstrom, wrapped or not.
-            cell: lattice vectors as rows, shape (3, 3), in angstrom.
-            shape: grid (X, Y, Z), with points as close as in the run that was fitted.
+        Parameters
+        ----------
+        positions
+            Shape (B, N, 3) in angstrom, wrapped or not.
+        cell
+            Lattice vectors as rows, shape (3, 3), in angstrom.
+        shape
+            Grid (X, Y, Z), with points as close as in the run that was fitted.
 
-        Returns:
+        Returns
+        -------
+        Tensor
             Density in angstrom**-3, shape (B, X, Y, Z).
         """
         modes = structure_factors(positions @ torch.linalg.inv(cell), shape)
@@ -97,16 +110,24 @@ def fit_superposition(
 ) -> Superposition:
     """Form factor that leaves the least square error on a run with known nuclei.
 
-    Arguments:
-        run: trajectory with `density`, `positions` and `cell`, see `densitykit.io.writer`.
-        every: take every so many frames.
-        stiffness: weight of the squared second derivative of f (1/angstrom**3) beside the
-            squared errors of the waves, of median weight 1: keeps f smooth between waves.
-        charge: valence electrons of a nucleus, f(0).
+    Parameters
+    ----------
+    run
+        Trajectory with `density`, `positions` and `cell`, see `densitykit.io.writer`.
+    every
+        Take every so many frames.
+    stiffness
+        Weight of the squared second derivative of f (1/angstrom**3) beside the
+        squared errors of the waves, of median weight 1: keeps f smooth between waves.
+    charge
+        Valence electrons of a nucleus, f(0).
 
-    Raises:
-        TrajectoryError: if the run has no positions.
-        ShapeError: if its density is not 3-D, or the grid holds hardly a wave.
+    Raises
+    ------
+    TrajectoryError
+        If the run has no positions.
+    ShapeError
+        If its density is not 3-D, or the grid holds hardly a wave.
     """
     if "positions" not in run:
         source = run.encoding.get("source", "trajectory")
