@@ -26,11 +26,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SOURCES = [
-    p
-    for d in ("densitykit", "scripts", "tests", "benchmarks", "experiments")
-    for p in (ROOT / d).rglob("*.py")
-]
+FOLDERS = ("densitykit", "scripts", "tests", "benchmarks", "experiments")
+SOURCES = [p for d in FOLDERS for p in (ROOT / d).rglob("*.py")]
 
 #: names on conda-forge, where they differ; None: no conda package, pip brings it with `-e .`
 CONDA_NAMES = {
@@ -152,7 +149,7 @@ def test_environment_file_matches_the_project() -> None:
 
 
 def test_imports_are_declared() -> None:
-    known = set(sys.stdlib_module_names) | {"densitykit"}
+    known = set(sys.stdlib_module_names) | {"densitykit", "experiments"}
     known |= {p.stem for p in (ROOT / "tests").glob("*.py")}
     known |= {"qepy"}  # in the environment of the plane-wave engine, see densitykit/generate
     declared = set(requirements(*PROJECT["optional-dependencies"]))
