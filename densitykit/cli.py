@@ -1,65 +1,61 @@
-"""The command line, ``densitykit COMMAND``: a few lines over the modules."""
+"""The command line, ``densitykit COMMAND``: a few lines over the modules.
+
+Every command imports what it needs when it runs, so that ``--help`` is quick. Exit status 0: done,
+1: `validate` found problems, 2: wrong usage, or an error that is told in one line.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from densitykit import __version__
-from densitykit.assess import (
-    cost_table,
-    one_step_table,
-    rollout_table,
-    validation_error,
-    wide_table,
-)
-from densitykit.assess.rollouts import verdict
-from densitykit.data.transforms import LogNormal
-from densitykit.data.windows import load_pairs
-from densitykit.errors import DensityKitError, TrajectoryError
+from densitykit import arguments as types
+from densitykit.errors import DensityKitError
 from densitykit.generate.commands import add_parsers
-from densitykit.io.formats import convert, split_in_time, write_cube
-from densitykit.io.reader import open_runs, open_split, open_trajectory, summarise
-from densitykit.io.validate import validate_trajectory
-from densitykit.models import (
-    LatentDiffusion,
-    NuclearEmulator,
-    SurrogateUNet,
-    load_model,
-    save_model,
-)
-from densitykit.models.baselines import baseline_maps
-from densitykit.rollout import Thermostat, rollout
-from densitykit.training.loop import adopt_autoencoder, train_latent_diffusion, train_surrogate
-from densitykit.training.nuclear import fit_parts, train_emulator
 
-Trained = tuple[nn.Module, dict[str, Any], list[dict[str, float]]]
+Commands = argparse._SubParsersAction
 HORIZON = 12.0  # fs
 FULL = {"latent_channels": 8, "autoencoder_width": 40, "autoencoder_blocks": 1}
 
 
+def _command(
+    commands: Commands, name: str, action: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(action=action)
+    return parser
+
+
+# --- stores ----------------------------------------------------------------------------------
+
+
 def _validate(arguments: argparse.Namespace) -> int:
+    from densitykit.io.validate import validate_trajectory
+
     problems = validate_trajectory(arguments.path)
     for problem in problems:
         print(problem)
-    print(
-        f"{arguments.path}: {len(problems)} problem(s)" if problems else f"{arguments.path}: valid"
-    )
-    return bool(problems)
+    verdict = f"{len(problems)} problem(s)" if problems else "valid"
+    print(f"{arguments.path}: {verdict}")
+    return int(bool(problems))
 
 
 def _describe(arguments: argparse.Namespace) -> int:
+    from densitykit.io.reader import summarise
+
     print(summarise(arguments.path))
     return 0
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    from densitykit.io.formats import convert, split_in_time
+
     options = {"keepbits": arguments.keepbits, "allow_negative": arguments.allow_negative}
     convert(arguments.files, arguments.out, time_step=arguments.time_step, **options)
     if arguments.splits:
@@ -68,13 +64,50 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from densitykit.io.formats import write_cube
+    from densitykit.io.reader import open_trajectory
+
     write_cube(open_trajectory(arguments.path), arguments.frame, arguments.out)
     print(arguments.out)
     return 0
 
 
+def _add_stores(commands: Commands) -> None:
+    sub = _command(commands, "validate", _validate, "Say precisely what is wrong with a store.")
+    sub.add_argument("path", type=Path, help="trajectory store")
+    text = "Frames, span, grid, cell and atoms of a trajectory store."
+    sub = _command(commands, "describe", _describe, text)
+    sub.add_argument("path", type=Path, help="trajectory store, or a folder of runs")
+    text = "Make a trajectory of cube files or VASP's CHGCAR."
+    sub = _command(commands, "convert", _convert, text)
+    sub.add_argument("out", type=Path, help="trajectory store to write")
+    sub.add_argument("files", type=Path, nargs="+", help="density files in the order of time")
+    step = "between frames, fs"
+    sub.add_argument("--time-step", type=types.positive, required=True, metavar="FS", help=step)
+    bits = "bits of the mantissa to keep, such as 10 of 23 (default: all)"
+    sub.add_argument("--keepbits", type=types.keepbits, metavar="BITS", help=bits)
+    sub.add_argument("--allow-negative", action="store_true", help="take negative densities as is")
+    names = ("TRAIN", "VALIDATION", "TEST")
+    text = "fractions of the run, in the order of time, to write as splits"
+    sub.add_argument("--splits", type=types.fraction, nargs=3, metavar=names, help=text)
+    text = "fs to leave out between splits (default: 0)"
+    sub.add_argument("--gap", type=types.non_negative, default=0.0, metavar="FS", help=text)
+    sub = _command(commands, "export", _export, "Write a frame of a trajectory as a cube file.")
+    sub.add_argument("path", type=Path, help="trajectory store")
+    sub.add_argument("out", type=Path, help="file to write, such as frame.cube")
+    text = "number of the frame (default: 0)"
+    sub.add_argument("--frame", type=types.count, default=0, metavar="N", help=text)
+
+
+# --- training --------------------------------------------------------------------------------
+
+
 def _train(arguments: argparse.Namespace) -> int:
     """Train one model on the split "train", watched on "validation"; never reads "test"."""
+    import torch
+
+    from densitykit.models import save_model
+
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     options = {
@@ -88,7 +121,7 @@ def _train(arguments: argparse.Namespace) -> int:
     model, card, rows = train(arguments, options)
     provenance = {
         "data": f"{arguments.data}, split train",
-        "command": " ".join(["python -m densitykit", *sys.argv[1:]]),
+        "command": " ".join(["densitykit", *sys.argv[1:]]),
         "minutes": round(rows[-1]["seconds"] / 60, 1),
         "last": rows[-1],
     }
@@ -96,17 +129,31 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _train_nuclear(arguments: argparse.Namespace, options: dict[str, Any]) -> Trained:
+def _train_nuclear(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple:
+    from densitykit.io.reader import open_runs, open_split
+    from densitykit.training.nuclear import fit_parts, train_emulator
+
     run, held_out = (open_split(arguments.data, s).load() for s in ("train", "validation"))
     volumes = open_runs(arguments.volumes) if arguments.volumes else ()
-    model, card = fit_parts(run, HORIZON, volumes=volumes)
+    model, card = fit_parts(run, arguments.horizon, volumes=volumes)
     return model, card, train_emulator(model, run, held_out, **options)
 
 
-def _train_fields(arguments: argparse.Namespace, options: dict[str, Any]) -> Trained:
-    train, held_out = (load_pairs(arguments.data, s, HORIZON) for s in ("train", "validation"))
+def _train_fields(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple:
+    from densitykit.assess import validation_error
+    from densitykit.data.transforms import LogNormal
+    from densitykit.data.windows import load_pairs
+    from densitykit.models import LatentDiffusion, SurrogateUNet, load_model
+    from densitykit.training.loop import (
+        adopt_autoencoder,
+        train_latent_diffusion,
+        train_surrogate,
+    )
+
+    horizon = arguments.horizon
+    train, held_out = (load_pairs(arguments.data, s, horizon) for s in ("train", "validation"))
     transform = LogNormal.fit(train.states[:, 0].numpy())
-    card = {"mu": transform.mu, "sigma": transform.sigma, "eps": transform.eps, "horizon": HORIZON}
+    card = {"mu": transform.mu, "sigma": transform.sigma, "eps": transform.eps, "horizon": horizon}
     surrogate = arguments.model == "surrogate"
     card |= {"widths": [48, 96], "blocks": [2, 3]} | ({} if surrogate else FULL)
     model = SurrogateUNet(**card) if surrogate else LatentDiffusion(**card)
@@ -119,23 +166,63 @@ def _train_fields(arguments: argparse.Namespace, options: dict[str, Any]) -> Tra
     return model, card, train_latent_diffusion(model, train, reading=arguments.reading, **options)
 
 
+def _add_train(commands: Commands) -> None:
+    text = "Train an emulator on the split 'train' of a store; interrupted, it continues."
+    sub = _command(commands, "train", _train, text)
+    text = "latent diffusion, force field and residual net on the nuclei, or a plain U-Net"
+    sub.add_argument("model", choices=("latent", "nuclear", "surrogate"), help=text)
+    sub.add_argument("data", help="trajectory store with the splits 'train' and 'validation'")
+    sub.add_argument("out", type=Path, help="checkpoint to write")
+    text = f"time of a step, fs (default: {HORIZON:g})"
+    sub.add_argument("--horizon", type=types.positive, default=HORIZON, metavar="FS", help=text)
+    text = "optimiser steps (default: 6000)"
+    sub.add_argument("--steps", type=types.positive_count, default=6000, metavar="N", help=text)
+    sub.add_argument("--batch", type=types.positive_count, default=2, help="samples a step")
+    sub.add_argument("--rate", type=types.positive, default=1e-3, help="learning rate")
+    sub.add_argument("--seed", type=types.seed, default=0, help="of weights and batches")
+    sub.add_argument("--threads", type=types.positive_count, help="threads (default: torch's)")
+    sub.add_argument("--run-dir", type=Path, help="training state (default: runs/NAME)")
+    latent = sub.add_argument_group("latent")
+    text = "steps of the autoencoder before (default: 6000)"
+    latent.add_argument(
+        "--autoencoder-steps", type=types.positive_count, default=6000, metavar="N", help=text
+    )
+    text = "take the autoencoder of this checkpoint"
+    latent.add_argument("--autoencoder", type=Path, help=text)
+    text = "weight of the sJSD (default: 0)"
+    latent.add_argument("--lambda-2", type=types.non_negative, default=0.0, help=text)
+    text = "what P and Q of the sJSD are (default: spatial)"
+    latent.add_argument("--reading", choices=("spatial", "value"), default="spatial", help=text)
+    nuclear = sub.add_argument_group("nuclear")
+    nuclear.add_argument("--volumes", help="store of runs in other volumes, for the force field")
+
+
+# --- rollouts and tables ---------------------------------------------------------------------
+
+
 def _rollout(arguments: argparse.Namespace) -> int:
-    pairs = load_pairs(arguments.data, arguments.split, HORIZON)
+    from densitykit.data.windows import load_pairs
+    from densitykit.errors import TrajectoryError
+    from densitykit.io.reader import summarise
+    from densitykit.models import NuclearEmulator, load_model
+    from densitykit.rollout import Thermostat, rollout
+
     step = load_model(arguments.checkpoint)
+    horizon = getattr(step, "horizon", HORIZON)
+    pairs = load_pairs(arguments.data, arguments.split, horizon)
     if arguments.thermostat and isinstance(step, NuclearEmulator):
         step.relaxation = arguments.thermostat
     elif arguments.thermostat:
-        step = Thermostat(step, load_pairs(arguments.data, "train", HORIZON), arguments.thermostat)
-    if not 0 <= arguments.frame < len(pairs.states):
+        step = Thermostat(step, load_pairs(arguments.data, "train", horizon), arguments.thermostat)
+    if arguments.frame >= len(pairs.states):
         raise TrajectoryError(
             f"{arguments.data}: split '{arguments.split}' has no state {arguments.frame}; "
             f"choose --frame in 0..{len(pairs.states) - 1}"
         )
-    initial = pairs.given(step, arguments.frame)
     time = float(pairs.times[arguments.frame])
     rollout(
         step,
-        initial,
+        pairs.given(step, arguments.frame),
         arguments.steps,
         cell=pairs.cell,
         path=arguments.out,
@@ -147,9 +234,33 @@ def _rollout(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_rollout(commands: Commands) -> None:
+    text = "Roll a checkpoint out from a stored frame."
+    sub = _command(commands, "rollout", _rollout, text)
+    sub.add_argument("checkpoint", type=Path, help="checkpoint of an emulator")
+    sub.add_argument("data", help="trajectory store with the initial frame")
+    sub.add_argument("out", type=Path, help="trajectory store to write")
+    text = "steps to go (default: 1000)"
+    sub.add_argument("--steps", type=types.positive_count, default=1000, metavar="N", help=text)
+    sub.add_argument("--split", default="test", help="of the initial frame (default: test)")
+    text = "number of the initial state in its split (default: 0)"
+    sub.add_argument("--frame", type=types.count, default=0, metavar="N", help=text)
+    text = "relaxation time of a thermostat, fs (default: the model's own, or none)"
+    sub.add_argument("--thermostat", type=types.positive, metavar="FS", help=text)
+    sub.add_argument("--seed", type=types.seed, default=0, help="of all noise (default: 0)")
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     """Error table of checkpoints and baselines on a split, and statistics of stored rollouts."""
-    train, test = (load_pairs(arguments.data, s, HORIZON) for s in ("train", arguments.split))
+    from densitykit.assess import cost_table, one_step_table, rollout_table, wide_table
+    from densitykit.data.transforms import LogNormal
+    from densitykit.data.windows import load_pairs
+    from densitykit.io.reader import open_split, open_trajectory
+    from densitykit.models import load_model
+    from densitykit.models.baselines import baseline_maps
+
+    horizon = arguments.horizon
+    train, test = (load_pairs(arguments.data, s, horizon) for s in ("train", arguments.split))
     maps = {path.stem: load_model(path) for path in arguments.checkpoints} | baseline_maps(train)
     runs = {p.stem: open_trajectory(p).density.values for p in arguments.rollouts}
     transform = LogNormal.fit(train.states[:, 0].numpy(), eps=0.0)
@@ -165,6 +276,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _verdict(arguments: argparse.Namespace) -> int:
     """A stored rollout beside the run of a split, in ten rows with intervals."""
+    from densitykit.assess.rollouts import verdict
+    from densitykit.io.reader import open_split, open_trajectory
+
     training, reference = (open_split(arguments.data, s) for s in ("train", arguments.split))
     rollout = open_trajectory(arguments.rollout)
     table = verdict(rollout, reference, training, burn_in=arguments.burn_in)
@@ -174,85 +288,53 @@ def _verdict(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("densitykit", description="Electron density in motion.")
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, action: object, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(action=action)
-        return sub
-
-    sub = command("validate", _validate, "Say precisely what is wrong with a trajectory store.")
-    sub.add_argument("path", type=Path)
-    sub = command(
-        "describe", _describe, "Frames, span, grid, cell and atoms of a trajectory store."
-    )
-    sub.add_argument("path", type=Path)
-    sub = command("convert", _convert, "Make a trajectory of cube files or VASP's CHGCAR.")
-    sub.add_argument("out", type=Path, help="trajectory store to write")
-    sub.add_argument("files", type=Path, nargs="+", help="in the order of time")
-    sub.add_argument("--time-step", type=float, required=True, help="between frames, fs")
-    sub.add_argument("--keepbits", type=int, help="mantissa bits to keep, such as 10 of 23")
-    sub.add_argument("--allow-negative", action="store_true")
-    sub.add_argument(
-        "--splits", type=float, nargs=3, metavar=("TRAIN", "VALIDATION", "TEST"), help="fractions"
-    )
-    sub.add_argument("--gap", type=float, default=0.0, help="fs to leave out between splits")
-    sub = command("export", _export, "Write a frame of a trajectory as a cube file.")
-    sub.add_argument("path", type=Path)
-    sub.add_argument("out", type=Path, help="such as frame.cube")
-    sub.add_argument("--frame", type=int, default=0)
-    sub = command("train", _train, "Train a one-step map on the split 'train' of a store.")
-    sub.add_argument("model", choices=("latent", "nuclear", "surrogate"))
-    sub.add_argument("data")
-    sub.add_argument("out", type=Path, help="checkpoint to write")
-    sub.add_argument("--steps", type=int, default=6000)
-    sub.add_argument("--autoencoder-steps", type=int, default=6000)
-    sub.add_argument("--autoencoder", type=Path, help="take the autoencoder of this checkpoint")
-    sub.add_argument("--volumes", help="store of runs in other volumes, for a force field")
-    sub.add_argument("--lambda-2", type=float, default=0.0, help="weight of the sJSD")
-    sub.add_argument("--reading", choices=("spatial", "value"), default="spatial")
-    sub.add_argument("--batch", type=int, default=2)
-    sub.add_argument("--rate", type=float, default=1e-3)
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--threads", type=int)
-    sub.add_argument("--run-dir", type=Path, help="training state; default runs/NAME")
-    sub = command("rollout", _rollout, "Roll a checkpoint out from a stored frame.")
-    sub.add_argument("checkpoint", type=Path)
-    sub.add_argument("data")
-    sub.add_argument("out", type=Path, help="trajectory store to write")
-    sub.add_argument("--steps", type=int, default=1000)
-    sub.add_argument("--split", default="test")
-    sub.add_argument("--frame", type=int, default=0)
-    sub.add_argument("--thermostat", type=float, metavar="TAU", help="relaxation time in fs")
-    sub.add_argument("--seed", type=int, default=0)
-    sub = command(
-        "evaluate", _evaluate, "Error table of checkpoints, baselines and stored rollouts."
-    )
-    sub.add_argument("data")
-    sub.add_argument("checkpoints", type=Path, nargs="*")
-    sub.add_argument("--rollouts", type=Path, nargs="*", default=[])
-    sub.add_argument("--split", default="test")
+def _add_tables(commands: Commands) -> None:
+    text = "Error table of checkpoints, baselines and stored rollouts."
+    sub = _command(commands, "evaluate", _evaluate, text)
+    sub.add_argument("data", help="trajectory store with splits")
+    sub.add_argument("checkpoints", type=Path, nargs="*", help="of emulators")
+    text = "trajectory stores of rollouts"
+    sub.add_argument("--rollouts", type=Path, nargs="*", default=[], metavar="STORE", help=text)
+    sub.add_argument("--split", default="test", help="to compare with (default: test)")
+    text = f"time of a step, fs (default: {HORIZON:g})"
+    sub.add_argument("--horizon", type=types.positive, default=HORIZON, metavar="FS", help=text)
     sub.add_argument("--cost", action="store_true", help="time a step on one core as well")
-    add_parsers(commands)
-    sub = command("verdict", _verdict, "Structure and dynamics of a rollout beside a reference.")
-    sub.add_argument("data")
-    sub.add_argument("rollout", type=Path)
-    sub.add_argument("--split", default="test")
-    sub.add_argument("--burn-in", type=float, default=0.0, help="fs of the rollout to leave out")
+    text = "Structure and dynamics of a rollout beside a reference."
+    sub = _command(commands, "verdict", _verdict, text)
+    sub.add_argument("data", help="trajectory store with splits")
+    sub.add_argument("rollout", type=Path, help="trajectory store of the rollout")
+    sub.add_argument("--split", default="test", help="to compare with (default: test)")
+    text = "fs of the rollout to leave out at its start (default: 0)"
+    sub.add_argument("--burn-in", type=types.non_negative, default=0.0, metavar="FS", help=text)
     sub.add_argument("--out", type=Path, help="CSV file to write the table to")
-    return parser
+
+
+# --- the program -----------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """Parser of the whole command line; each command has its function in `action`."""
+    result = argparse.ArgumentParser("densitykit", description="Electron density in motion.")
+    result.add_argument("--version", action="version", version=__version__)
+    commands = result.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_stores, _add_train, _add_rollout, _add_tables, add_parsers):
+        add(commands)
+    return result
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    """Run the command line and return its exit status."""
+    arguments = parser().parse_args()
     try:
         return int(arguments.action(arguments))
     except DensityKitError as error:
         print(f"densitykit: {error}", file=sys.stderr)
-        return 2
+    except BrokenPipeError:  # the reader has seen enough, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"densitykit: {where}{error.strerror or error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import zarr
 from test_nuclear import liquid_run
 
 from densitykit import __version__
-from densitykit.cli import main
+from densitykit.cli import main, parser
 from densitykit.data.windows import load_pairs
 from densitykit.errors import TrajectoryError
 from densitykit.io.reader import open_trajectory
@@ -89,11 +92,73 @@ def test_wrong_usage_is_an_error(words, command, capsys):
     assert stop.value.code == 2 and "usage: densitykit" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["validate", "describe", "train", "rollout", "evaluate"])
-def test_every_command_has_help(name, command, capsys):
+def commands(found: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Give the parsers of all commands and their commands, by name."""
+    result = {found.prog: found}
+    for action in found._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                result |= commands(sub)
+    return result
+
+
+def test_every_command_and_option_is_explained():
+    for name, found in commands(parser()).items():
+        assert found.description, name
+        assert found.format_help().startswith(f"usage: {name}")
+        for action in found._actions:
+            named = isinstance(action, argparse._SubParsersAction) or action.help
+            assert named, f"{name} {action.dest}"
+
+
+def test_help_needs_no_library():
+    heavy = {"numpy", "pandas", "torch", "xarray", "zarr"}
+    code = "import sys; from densitykit.cli import parser; parser().format_help(); "
+    code += f"print(sorted({heavy} & set(sys.modules)))"
+    words = [sys.executable, "-c", code]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("train latent a b --steps 0", "--steps: 0 is not in 1.."),
+        ("train latent a b --batch -1", "--batch: -1 is not in 1.."),
+        ("train latent a b --rate nan", "--rate: nan is not a positive number"),
+        ("train latent a b --rate inf", "--rate: inf is not a positive number"),
+        ("train latent a b --rate fast", "--rate: 'fast' is no number"),
+        ("train latent a b --lambda-2 -1", "--lambda-2: -1 is not a number from zero on"),
+        (f"train latent a b --seed {2**64}", f"--seed: {2**64} is not in 0..4294967295"),
+        ("train latent a b --seed -1", "--seed: -1 is not in 0.."),
+        ("train latent a b --threads 1.5", "--threads: '1.5' is no whole number"),
+        ("rollout a b c --frame -1", "--frame: -1 is not in 0.."),
+        ("rollout a b c --thermostat 0", "--thermostat: 0 is not a positive number"),
+        ("convert a b --time-step 0", "--time-step: 0 is not a positive number"),
+        ("convert a b --time-step 1 --keepbits 24", "--keepbits: 24 is not in 1..23"),
+        ("convert a b --time-step 1 --gap -2", "--gap: -2 is not a number from zero on"),
+        ("generate chain a --interval 0", "--interval: 0 is not in 1.."),
+        ("generate water a --workers 0", "--workers: 0 is not in 1.."),
+    ],
+)
+def test_values_out_of_range_are_usage_errors(words, complaint, command, capsys):
     with pytest.raises(SystemExit) as stop:
-        command(name, "--help")
-    assert stop.value.code == 0 and name in capsys.readouterr().out
+        command(*words.split())
+    assert stop.value.code == 2
+    assert f"error: argument {complaint}" in capsys.readouterr().err
+
+
+def test_errors_of_the_system_name_the_file(command, monkeypatch):
+    def full(path: Path) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("densitykit.io.reader.summarise", full)
+    expected = (2, "", "densitykit: big.zarr: No space left on device\n")
+    assert command("describe", "big.zarr") == expected
+
+
+def test_the_console_command_is_declared():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"densitykit": "densitykit.cli:main"}
 
 
 # --- validate --------------------------------------------------------------------------------
@@ -275,7 +340,7 @@ def test_train(model, command, store, tmp_path, monkeypatch):
     assert code == 0 and str(out) in text
     provenance = read_provenance(out)
     assert provenance["data"] == f"{store}, split train"
-    assert provenance["command"].startswith(f"python -m densitykit train {model}")
+    assert provenance["command"].startswith(f"densitykit train {model}")
     assert provenance["last"]["step"] == 2 and np.isfinite(provenance["last"]["loss"])
     assert provenance["last"]["validation_l2"] > 0
     state = load_pairs(store, "test", 12.0).states[:1]

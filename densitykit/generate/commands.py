@@ -1,4 +1,4 @@
-"""The command line of data generation: ``python -m densitykit generate SYSTEM OUT``.
+"""The command line of data generation: ``densitykit generate SYSTEM OUT``.
 
 Every command may be interrupted, or killed, and given again: it goes on where it was. Engines are
 imported when a command runs, so that the rest of the command line works without them.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+
+from densitykit import arguments as types
 
 __all__ = ["add_parsers"]
 
@@ -114,45 +116,77 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     text = "Make densities with Kohn-Sham engines; interrupted, it continues."
     systems = commands.add_parser("generate", help=text, description=text)
     systems = systems.add_subparsers(required=True, metavar="SYSTEM")
-
-    def command(name: str, action: Callable, text: str) -> argparse.ArgumentParser:
-        sub = systems.add_parser(name, help=text, description=text)
-        sub.set_defaults(action=action, system=name)
-        sub.add_argument("out", type=Path, help="trajectory store to write or continue")
-        sub.add_argument("--seed", type=int, default=0)
-        return sub
-
-    sub = command("chain", _chain, "Dynamics of a chain in one dimension (no engine needed).")
-    sub.add_argument("--model", choices=("insulator", "metal", "mixed"), default="insulator")
-    sub.add_argument("--dataset", action="store_true", help="the bundled set, in folder OUT")
-    sub.add_argument("--steps", type=int, default=30_000)
-    sub.add_argument("--size", type=int, default=8, help="atoms")
-    sub.add_argument("--interval", type=int, default=20, help="steps between stored frames")
-    sub.set_defaults(seed=None)
-    sub = command("lithium", _lithium, "Ab-initio molecular dynamics of liquid lithium.")
-    sub.add_argument("--steps", type=int, default=1000, help="number of the last step")
-    sub.add_argument("--size", type=int, default=32, help="atoms in the cell")
-    sub.add_argument("--temperature", type=float, default=800.0, help="K")
-    sub.add_argument("--time-step", type=float, default=3.0, help="fs")
-    sub.add_argument("--interval", type=int, default=2, help="steps between stored frames")
-    sub.add_argument("--cutoff", type=float, default=16.0, help="of the plane waves, Ry")
-    sub.add_argument("--nve", action="store_true", help="no thermostat")
+    _add_chain(systems)
+    _add_lithium(systems)
     for name in STATIC:
-        sub = command(name, _static, f"Snapshots of {name} and their densities.")
-        sub.add_argument("--snapshots", type=int, help="default: the size of the data set")
-        sub.add_argument("--size", type=int, help="molecules of water, atoms of aluminium")
-        sub.add_argument("--temperature", type=float, help="K")
-        sub.add_argument("--workers", type=int, default=1, help="local processes")
-        sub.add_argument("--scheduler", help="address of a dask scheduler to spread over")
+        _add_static(systems, name)
     _add_convergence(commands)
+
+
+def _system(
+    systems: argparse._SubParsersAction, name: str, action: Callable, text: str
+) -> argparse.ArgumentParser:
+    sub = systems.add_parser(name, help=text, description=text)
+    sub.set_defaults(action=action, system=name)
+    sub.add_argument("out", type=Path, help="trajectory store to write or continue")
+    text = "of all random numbers (default: 0; a chain: its recipe's)"
+    sub.add_argument("--seed", type=types.seed, default=None if name == "chain" else 0, help=text)
+    return sub
+
+
+def _add_chain(systems: argparse._SubParsersAction) -> None:
+    text = "Dynamics of a chain in one dimension (no engine needed)."
+    sub = _system(systems, "chain", _chain, text)
+    models = ("insulator", "metal", "mixed")
+    text = "of the chain (default: insulator)"
+    sub.add_argument("--model", choices=models, default="insulator", help=text)
+    sub.add_argument("--dataset", action="store_true", help="the bundled set, in folder OUT")
+    text = "of the dynamics (default: 30000)"
+    sub.add_argument("--steps", type=types.positive_count, default=30_000, metavar="N", help=text)
+    sub.add_argument("--size", type=types.positive_count, default=8, help="atoms (default: 8)")
+    text = "steps between stored frames (default: 20)"
+    sub.add_argument("--interval", type=types.positive_count, default=20, metavar="N", help=text)
+
+
+def _add_lithium(systems: argparse._SubParsersAction) -> None:
+    sub = _system(systems, "lithium", _lithium, "Ab-initio molecular dynamics of liquid lithium.")
+    text = "number of the last step (default: 1000)"
+    sub.add_argument("--steps", type=types.positive_count, default=1000, metavar="N", help=text)
+    text = "atoms in the cell (default: 32)"
+    sub.add_argument("--size", type=types.positive_count, default=32, metavar="N", help=text)
+    text = "K (default: 800)"
+    sub.add_argument("--temperature", type=types.positive, default=800.0, metavar="T", help=text)
+    text = "fs (default: 3)"
+    sub.add_argument("--time-step", type=types.positive, default=3.0, metavar="FS", help=text)
+    text = "steps between stored frames (default: 2)"
+    sub.add_argument("--interval", type=types.positive_count, default=2, metavar="N", help=text)
+    text = "of the plane waves, Ry (default: 16)"
+    sub.add_argument("--cutoff", type=types.positive, default=16.0, metavar="RY", help=text)
+    sub.add_argument("--nve", action="store_true", help="no thermostat")
+
+
+def _add_static(systems: argparse._SubParsersAction, name: str) -> None:
+    sub = _system(systems, name, _static, f"Snapshots of {name} and their densities.")
+    text = "how many (default: the size of the data set)"
+    sub.add_argument("--snapshots", type=types.positive_count, metavar="N", help=text)
+    text = "molecules of water, atoms of aluminium"
+    sub.add_argument("--size", type=types.positive_count, metavar="N", help=text)
+    text = "K (default: that of the data set)"
+    sub.add_argument("--temperature", type=types.positive, metavar="T", help=text)
+    text = "local processes (default: 1)"
+    sub.add_argument("--workers", type=types.positive_count, default=1, metavar="N", help=text)
+    sub.add_argument("--scheduler", help="address of a dask scheduler to spread over")
 
 
 def _add_convergence(commands: argparse._SubParsersAction) -> None:
     text = "Errors of density and forces against cutoff or basis, and k-points."
     sub = commands.add_parser("convergence", help=text, description=text)
     sub.set_defaults(action=_convergence)
-    sub.add_argument("system", choices=("lithium", *STATIC))
-    sub.add_argument("--configurations", type=int, default=1)
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("system", choices=("lithium", *STATIC), help="what to compute")
+    text = "of the atoms (default: 1)"
+    sub.add_argument(
+        "--configurations", type=types.positive_count, default=1, metavar="N", help=text
+    )
+    sub.add_argument("--seed", type=types.seed, default=0, help="of the configurations")
     sub.add_argument("--folder", type=Path, default=Path("runs/convergence"), help="of results")
     sub.add_argument("--out", type=Path, help="CSV file to write the table to")
