@@ -36,6 +36,9 @@ __all__ = [
     "train_ensemble",
 ]
 
+#: snapshots whose equations are in memory at a time
+_BATCH = 8
+
 
 def constant_rate(progress: float) -> float:
     """Factor of the learning rate at a progress of 0 to 1: always 1."""
@@ -221,18 +224,18 @@ def fit_linear(
     Returns
     -------
     float
-        Mean squared error in 1/bohr^2.
+        Mean squared error in 1/bohr^2, of the residuals: the same from the normal equations is a
+        difference of large numbers, and may come out negative.
     """
     seen = [data.seen_by(model) for data in sets]
     used = _used_columns(model, seen)
     size = int(used.sum())
     normal = torch.zeros(size, size, dtype=torch.float64)
-    projected, square, count = torch.zeros(size, dtype=torch.float64), 0.0, 0
+    projected = torch.zeros(size, dtype=torch.float64)
     for M, rho in _equations(model, sets, seen):
         M = M[:, used]
         normal.addmm_(M.T, M)
         projected += M.T @ rho
-        square, count = square + float(rho @ rho), count + len(rho)
     norm = normal.diagonal().sqrt()
     scaled = normal / norm / norm[:, None]
     scaled.diagonal().add_(ridge)
@@ -241,7 +244,12 @@ def fit_linear(
     every[used] = w
     model.A.copy_(every[: model.A.numel()].view_as(model.A))
     model.B.copy_(every[model.A.numel() :].view_as(model.B))
-    return float(square - 2 * w @ projected + w @ (normal @ w)) / count
+    residuals = [
+        model.density(s.at(rows), len(data.points)) - data.density[rows]
+        for data, s in zip(sets, seen, strict=True)
+        for rows in torch.arange(len(data)).split(_BATCH)
+    ]
+    return float(torch.cat([r.flatten() for r in residuals]).square().mean())
 
 
 def _used_columns(model: SmoothDensity1D, sets: Sequence[Surroundings]) -> Tensor:
@@ -260,11 +268,10 @@ def _equations(
     model: SmoothDensity1D,
     sets: Sequence[ChainSnapshots],
     all_seen: Sequence[Surroundings],
-    batch: int = 8,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Derivatives by A and B, and densities, of a few snapshots at a time."""
     for data, seen in zip(sets, all_seen, strict=True):
         n_points = len(data.points)
-        for rows in tqdm(torch.arange(len(data)).split(batch), "equations"):
+        for rows in tqdm(torch.arange(len(data)).split(_BATCH), "equations"):
             M = [columns(model, seen.at(row[None]), n_points) for row in rows]
             yield torch.cat(M), data.density[rows].flatten().double()
