@@ -150,7 +150,7 @@ def test_environment_file_matches_the_project() -> None:
 
 def test_imports_are_declared() -> None:
     known = set(sys.stdlib_module_names) | {"densitykit", "experiments"}
-    known |= {p.stem for p in (ROOT / "tests").glob("*.py")}
+    known |= {p.stem for p in (ROOT / "tests").rglob("*.py")}
     known |= {"qepy"}  # in the environment of the plane-wave engine, see densitykit/generate
     declared = set(requirements(*PROJECT["optional-dependencies"]))
     for path in SOURCES:

@@ -12,7 +12,7 @@ from densitykit.errors import CheckpointError
 from densitykit.io.reader import open_runs
 from experiments import motion_ablations as ablations
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 STORE, VOLUMES = DATA / "lithium-800K.zarr", DATA / "lithium-volumes.zarr"
 NUCLEAR = DATA / "checkpoints" / "lithium-nuclear"
 SOME = [

@@ -22,7 +22,7 @@ from densitykit.generate.dynamics import molecular_dynamics
 from densitykit.generate.espresso import Espresso, worker_python
 from densitykit.io.reader import open_trajectory
 
-BUNDLED = Path(__file__).parents[1] / "data" / "lithium-800K.zarr" / "run-1"
+BUNDLED = Path(__file__).parents[2] / "data" / "lithium-800K.zarr" / "run-1"
 LITHIUM = {"cutoff": 16 * Ry, "k_points": (2, 2, 2), "temperature": 800.0, "bands": 21}
 
 try:

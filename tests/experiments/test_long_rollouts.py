@@ -8,7 +8,7 @@ import torch
 
 from experiments import long_rollouts as study
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 STORE = DATA / "lithium-800K.zarr"
 UNET = DATA / "checkpoints" / "lithium-unet.safetensors"
 

@@ -13,7 +13,7 @@ from densitykit.errors import CheckpointError
 from densitykit.io.reader import open_trajectory
 from experiments import residual_ablations as ablations
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 STORE = DATA / "lithium-800K.zarr"
 CHECKPOINTS = DATA / "checkpoints"
 TINY = {"widths": (8,), "blocks": (1,)}

@@ -14,7 +14,7 @@ from densitykit.models import load_model, read_provenance
 from experiments import chain_tables as chain_experiments
 from experiments.chain_tables import PUBLISHED, SMOOTH, TABLES, Entry, run_experiments
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parents[2] / "data"
 RESULTS = DATA / "deep-density-1d" / "results.csv"
 SMALL = {"sizes": {"nodes": 4, "pair_nodes": (3, 2)}, "epochs": 2, "batch": 50}
 
