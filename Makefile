@@ -37,18 +37,18 @@ demo: $(STAMP)  ## the quick tour: a trajectory, a model, a rollout and its repo
 	$(BIN)/python -m experiments.demo
 
 # One thread a worker, else the workers fight for the cores. Notebooks go by file (loadscope):
-# the cells of one lesson share a kernel.
+# the cells of one lesson share a kernel. One call of pytest, so that its last line tells all.
 test: export DENSITYKIT_FAST := 1
 test: export PLOTLY_RENDERER := plotly_mimetype
 test: export OMP_NUM_THREADS := 1
-test: lint  ## lint, unit tests, then every notebook in fast mode
-	@$(MAKE) --no-print-directory espresso || \
-	  echo "No Quantum ESPRESSO on this machine: the tests that need it are skipped."
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope tests
-ifneq ($(NOTEBOOKS),)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope \
-	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
-endif
+test: $(STAMP)  ## style, unit tests, and every notebook in fast mode; runs all, whatever fails
+	@status=0; \
+	$(MAKE) --no-print-directory lint || status=1; \
+	$(MAKE) --no-print-directory espresso || \
+	  echo "No Quantum ESPRESSO on this machine: the tests that need it are skipped."; \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --continue-on-collection-errors \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300 tests notebooks || status=1; \
+	exit $$status
 
 lab: $(STAMP)  ## open the first lesson in JupyterLab
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb

@@ -23,7 +23,7 @@ _NAMES = {
     "load_windows": ("data.windows", "load_windows"),
     "load_model": ("models.checkpoint", "load_model"),
     "save_model": ("models.checkpoint", "save_model"),
-    "train": ("training.train", "train"),
+    "train": ("training", "train"),
     "structure_factor": ("analysis.modes", "structure_factor"),
     "explore": ("plot.explore", "explore"),
 }
