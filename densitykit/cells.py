@@ -30,13 +30,14 @@ def minimum_image(s: np.ndarray, cell: np.ndarray) -> np.ndarray:
     return (s - np.round(s)) @ cell
 
 
-def shells(shape: Sequence[int]) -> np.ndarray:
-    """Index of the shell of equal |q| of each Fourier coefficient of a cubic cell.
+def shells(shape: Sequence[int], cell: np.ndarray | None = None) -> np.ndarray:
+    """Index of the shell of equal |q| of each Fourier coefficient, shape ``shape``.
 
-    Shell 0 is q = 0; the numbering follows |q|.
+    Shell 0 is q = 0; the numbering follows |q|. Without a cell, that of a cube.
     """
-    squares = np.stack(np.meshgrid(*(np.fft.fftfreq(n, 1 / n) ** 2 for n in shape), indexing="ij"))
-    _, shell = np.unique(squares.sum(axis=0).astype(int), return_inverse=True)
+    cell = np.eye(len(shape)) if cell is None else np.asarray(cell)
+    q = np.linalg.norm(wave_vectors(shape, cell), axis=-1)
+    _, shell = np.unique(np.round(q / q.max(), 6), return_inverse=True)
     return shell.reshape(shape)
 
 

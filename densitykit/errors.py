@@ -12,6 +12,7 @@ __all__ = [
     "RolloutError",
     "ShapeError",
     "TrajectoryError",
+    "WindowError",
 ]
 
 
@@ -29,6 +30,10 @@ class CheckpointError(DensityKitError, ValueError):
 
 class ShapeError(DensityKitError, ValueError):
     """An argument has a shape or a value that the operation cannot take."""
+
+
+class WindowError(DensityKitError, ValueError):
+    """A window of frames does not fit the model that it was given to."""
 
 
 class RolloutError(DensityKitError, ArithmeticError):

@@ -1,18 +1,15 @@
-r"""Autoregressive rollout: any one-step map, applied again and again.
+r"""Autoregressive rollout of any emulator, applied again and again.
 
-.. math:: s_{k+1} = \Phi(s_k), \qquad \Phi : (\rho, \dot\rho)_t \mapsto (\rho, \dot\rho)_{t+h}
+.. math:: s_{k+1} = \Phi(s_k), \qquad \rho_k = \rho(s_k)
 
-:math:`\Phi` is any callable on physical states, a trained model or a baseline; an ensemble is its
-batch axis. A map may carry more from step to step than it shows: one with methods ``begin(state)
--> memory``, ``propagate(memory) -> memory`` and ``density(memory)`` is iterated in its memory
-(`densitykit.models.nuclear`). Frames go to a trajectory store as they are made, so a rollout can
-be longer than what fits into the computer, and what was committed survives a kill.
+An emulator follows the contract of :mod:`densitykit.models.base`; an ensemble is the batch axis of
+its window. Frames go to a trajectory store as they are made, so a rollout can be longer than what
+fits into the computer, and what was committed survives a kill.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,99 +19,95 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from densitykit.data.windows import StatePairs, step_generator
+from densitykit.data.windows import Window, Windows, step_generator
 from densitykit.errors import RolloutError, ShapeError, TrajectoryError
-from densitykit.fields import check_stride
 from densitykit.io.reader import open_trajectory
-from densitykit.io.writer import create_trajectory
+from densitykit.io.writer import TrajectoryWriter, create_trajectory
+from densitykit.models.base import Emulator, FieldEmulator, FieldState
 
-__all__ = ["Thermostat", "device_of", "iterate", "remembering", "rollout"]
-
-Step = Callable[..., Tensor]
+__all__ = ["Thermostat", "check_emulator", "device_of", "iterate", "rollout", "start"]
 
 
-def iterate(step: Step, initial: Tensor, n: int, seed: int = 0) -> Iterator[Tensor]:
-    """Yield the states after 1, 2, ..., n steps.
+def check_emulator(emulator: Any) -> None:
+    """Raise `RolloutError` unless an object follows the contract of emulators."""
+    missing = [name for name in ("context", "horizon") if not hasattr(emulator, name)]
+    missing += [n for n in ("init", "step", "density") if not callable(getattr(emulator, n, None))]
+    if missing:
+        raise RolloutError(
+            f"a {type(emulator).__name__} is no emulator: {', '.join(missing)} missing; it needs "
+            "context, horizon, init(window), step(state, generator) and density(state), see "
+            "docs/your-own-model.md"
+        )
 
-    Parameters
-    ----------
-    step
-        Map of physical states (B, 2, X, Y, Z). If it has a ``generator`` argument, it gets
-        one seeded by (seed, step number), so a rollout can be repeated.
-    initial
-        Physical state with shape (B, 2, X, Y, Z), or (B, 3, X, Y, Z) for a map that
-        needs a past: `StatePairs.given` makes the right one.
-    n
-        Number of steps.
+
+def device_of(emulator: Emulator) -> torch.device:
+    """Return where an emulator wants its windows: the device of its weights, or the CPU."""
+    parameters = emulator.parameters() if isinstance(emulator, nn.Module) else iter(())
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
+@torch.no_grad()
+def start(emulator: Emulator, window: Window) -> Any:
+    """Return the state of the present frame of a window, on the device of the emulator.
 
     Raises
     ------
-    ShapeError
-        If the grid does not fit the map.
     RolloutError
-        If a state is not finite, with the number of the step.
+        The object does not follow the contract.
+    WindowError
+        The window does not fit the emulator.
     """
-    _check(step, initial)
-    return _iterate(step, initial, n, seed)
+    check_emulator(emulator)
+    return emulator.init(window.past(emulator.context).to(device_of(emulator)))
 
 
-def _check(step: Step, initial: Tensor) -> None:
-    """Raise ShapeError if states of this shape do not fit the map."""
-    channels = 3 if getattr(step, "needs_past", False) else 2
-    if initial.ndim != 5 or initial.shape[1] != channels:
-        raise ShapeError(
-            f"initial state has shape {tuple(initial.shape)}; give (B, {channels}, X, Y, Z), as "
-            "StatePairs.given(step, index) makes it"
-        )
-    check_stride(initial.shape[2:], getattr(step, "stride", 1))
-
-
-def _iterate(step: Step, initial: Tensor, n: int, seed: int) -> Iterator[Tensor]:
-    random = _is_random(step)
-    with torch.no_grad():
-        memory, advance, show = remembering(step, initial.to(device_of(step)))
-    for k in range(n):
-        with torch.no_grad():
-            options = {"generator": step_generator(seed, k)} if random else {}
-            memory = advance(memory, **options)
-            state = show(memory)
-        if not torch.isfinite(state).all():
-            raise RolloutError(
-                f"step {k + 1} of {n}: the state is not finite; the map is unstable here"
-            )
-        yield state
-
-
-def remembering(
-    step: Step, initial: Tensor
-) -> tuple[Any, Callable[..., Any], Callable[[Any], Tensor]]:
-    """What a map remembers at first, the map of that, and how a state shows in it.
+def iterate(
+    emulator: Emulator, window: Window, steps: int, seed: int = 0
+) -> Iterator[tuple[Any, Tensor]]:
+    """Yield state and density after 1, 2, ... steps.
 
     Parameters
     ----------
-    step
-        A map; one without ``begin`` remembers the state.
-    initial
-        As in :func:`iterate`.
+    emulator
+        Gets a generator seeded by (seed, step number), so a rollout can be repeated.
+    window
+        See :func:`start`.
+    steps
+        How many.
+    seed
+        Of the random numbers.
 
-    Returns
-    -------
-    tuple[Any, Callable[..., Any], Callable[[Any], Tensor]]
-        memory, memory -> memory, memory -> states (B, 1 or 2, X, Y, Z).
+    Raises
+    ------
+    RolloutError
+        A density is not finite or not of the shape of the grid; the step is named.
     """
-    if not hasattr(step, "begin"):
-        return initial, step, lambda state: state
-    return step.begin(initial), step.propagate, lambda memory: step.density(memory)[:, None]
+    return _iterate(emulator, start(emulator, window), window, steps, seed)
 
 
-def _is_random(step: Step) -> bool:
-    """Whether a map takes a generator."""
-    call = step.forward if isinstance(step, nn.Module) else step
-    return "generator" in inspect.signature(call).parameters
+@torch.no_grad()
+def _iterate(
+    emulator: Emulator, state: Any, window: Window, steps: int, seed: int
+) -> Iterator[tuple[Any, Tensor]]:
+    shape = (len(window), *window.grid)
+    for k in range(steps):
+        state = emulator.step(state, step_generator(seed, k))
+        density = emulator.density(state)
+        if tuple(density.shape) != shape:
+            raise RolloutError(
+                f"step {k + 1} of {steps}: {type(emulator).__name__}.density gives "
+                f"{tuple(density.shape)}, not {shape}"
+            )
+        if not torch.isfinite(density).all():
+            raise RolloutError(
+                f"step {k + 1} of {steps}: the density of {type(emulator).__name__} is not "
+                "finite; the map is unstable here"
+            )
+        yield state, density
 
 
-class Thermostat(nn.Module):
-    r"""Weak coupling of a map to the kinetic energy of its training run.
+class Thermostat:
+    r"""Weak coupling of a field emulator to the kinetic energy of its training run.
 
     The mean-squared-error optimal map is slightly dissipative: what it cannot predict it leaves
     out, so velocities shrink by about a percent a step and a long rollout cools down. The
@@ -127,140 +120,166 @@ class Thermostat(nn.Module):
 
     Parameters
     ----------
-    step
-        The map.
-    pairs
-        Training pairs, for the mean square rate.
+    emulator
+        The map on the grid.
+    windows
+        Training windows, for the mean square rate; at most 512 of them are read.
     tau
         Relaxation time in fs; shorter holds faster, and disturbs fluctuations more.
     """
 
-    def __init__(self, step: Step, pairs: StatePairs, tau: float = 30.0) -> None:
-        super().__init__()
-        if tau < step.horizon:
-            raise ShapeError(f"tau is {tau} fs; give at least the horizon, {step.horizon} fs")
-        self.step, self.tau, self.horizon = step, tau, step.horizon
-        self.stride, self.random = getattr(step, "stride", 1), _is_random(step)
-        self.target = float(pairs.states[:, 1].square().mean())
+    def __init__(self, emulator: FieldEmulator, windows: Windows, tau: float = 30.0) -> None:
+        if not tau >= emulator.horizon:
+            problem = f"tau is {tau} fs; give at least the horizon, {emulator.horizon} fs"
+            raise ShapeError(problem)
+        self.emulator, self.tau = emulator, tau
+        self.context, self.horizon = emulator.context, emulator.horizon
+        rates = [
+            start(emulator, windows[i]).fields[:, 1].square().mean().item()
+            for i in windows.every(1, 512)
+        ]
+        self.target = float(np.mean(rates))
 
-    def forward(self, physical: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        random = {"generator": generator} if self.random else {}
-        rho, rate = self.step(physical, **random).unbind(dim=1)
+    def __repr__(self) -> str:
+        return f"{self.emulator!r} with a thermostat of {self.tau:g} fs"
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.emulator.parameters()
+
+    def init(self, window: Window) -> FieldState:
+        return self.emulator.init(window)
+
+    def step(self, state: FieldState, generator: torch.Generator | None = None) -> FieldState:
+        state = self.emulator.step(state, generator)
+        rho, rate = state.fields.unbind(dim=1)
         energy = rate.square().mean(dim=(1, 2, 3), keepdim=True)
         scale = (1 + self.horizon / self.tau * (self.target / energy - 1)).clamp(0.25, 4).sqrt()
-        return torch.stack([rho, scale * rate], dim=1)
+        return state.replace(fields=torch.stack([rho, scale * rate], dim=1))
 
-
-def device_of(step: Step) -> torch.device:
-    """Where a map wants its states: the device of its weights, the CPU if it has none."""
-    parameters = step.parameters() if isinstance(step, nn.Module) else iter(())
-    return next((p.device for p in parameters), torch.device("cpu"))
+    def density(self, state: FieldState) -> Tensor:
+        return self.emulator.density(state)
 
 
 def rollout(
-    step: Step,
-    initial: Tensor,
-    n: int,
+    emulator: Emulator,
+    window: Window,
+    steps: int,
     *,
-    cell: np.ndarray,
     path: str | Path | None = None,
-    horizon: float | None = None,
-    start: float = 0.0,
     seed: int = 0,
     attrs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Roll a map out and return the trajectory, initial state included.
+    """Roll an emulator out and return the trajectory, present frame included.
 
     Parameters
     ----------
-    step, n, seed
+    emulator, steps, seed
         See :func:`iterate`.
-    initial
-        Physical state (2, X, Y, Z), or (B, 2, X, Y, Z) for an ensemble of B members;
-        with 3 channels for a map that needs a past.
-    cell
-        Lattice vectors as rows, shape (3, 3), in angstrom.
+    window
+        Where it begins: one member, or an ensemble (``window.expand(8)``).
     path
         Store to stream to; members of an ensemble become its groups ``member-0``, ... None
         keeps the trajectory in memory.
-    horizon
-        Time of one step in fs; by default that of ``step``.
-    start
-        Time of the initial state in fs.
     attrs
         Provenance to store.
     progress
-        Show a progress bar.
+        Show a progress bar, where the output is a terminal.
 
     Returns
     -------
     xr.Dataset
-        Dataset with ``density`` (time, x, y, z), or (member, time, x, y, z) for an ensemble, which
-        is read into memory here; its members can be opened one by one.
+        ``density`` (time, x, y, z), or (member, time, x, y, z) for an ensemble, which is read
+        into memory here; its members can be opened one by one. Times are those of the window.
+        ``positions`` and ``velocities`` too where the emulator knows its nuclei.
 
     Raises
     ------
     TrajectoryError
-        If ``path`` is taken.
-    ShapeError, RolloutError
-        See :func:`iterate`.
+        `path` is taken.
+    WindowError, RolloutError
+        See :func:`start` and :func:`iterate`.
     """
-    horizon = horizon if horizon is not None else step.horizon
-    ensemble = initial if initial.ndim == 5 else initial[None]
-    states = iterate(step, ensemble, n, seed)
-    bar = tqdm(states, "rollout", n, disable=not progress, unit="step")
-    details = {"title": f"rollout of {_name(step)}", "horizon_fs": horizon, "seed": seed}
-    details |= dict(attrs or {})
-    frames = (x[:, 0].cpu().numpy() for x in _chain(ensemble, bar))
+    first = window.past(1)
+    names = [f"member-{i}" for i in range(len(window))] if len(window) > 1 else ["."]
+    details = {
+        "title": f"rollout of {type(emulator).__name__}",
+        "horizon_fs": emulator.horizon,
+        "seed": seed,
+        **(attrs or {}),
+    }
+    begun = start(emulator, window)
+    frames = _frames(emulator, begun, window, steps, seed, progress)
+    times = [float(t) + emulator.horizon * np.arange(steps + 1) for t in window.now]
     if path is None:
-        density = np.stack(list(frames), axis=1)
-        times = start + horizon * np.arange(n + 1)
-        return _in_memory(density if initial.ndim == 5 else density[0], times, cell, details)
+        return _in_memory(frames, first, times[0], details)
     if Path(path).exists():
         fix = "choose another path, or remove the store"
         raise TrajectoryError(f"{path}: store: the path already exists; {fix}")
-    names = [f"member-{i}" for i in range(len(ensemble))] if initial.ndim == 5 else ["."]
-    paths = [Path(path) / name for name in names]
-    grid = tuple(ensemble.shape[2:])
-    common = {
-        "n_frames": n + 1,
-        "grid": grid,
-        "cell": cell,
-        "attrs": details,
-        "allow_negative": True,
-    }
-    writers = [create_trajectory(p, **common) for p in paths]
-    for k, members in enumerate(frames):
-        for writer, density in zip(writers, members, strict=True):
-            writer.append(density, start + k * horizon)
-    opened = [open_trajectory(p) for p in paths]
-    if initial.ndim == 4:
+    writers = [_writer(Path(path) / name, first, steps + 1, details) for name in names]
+    for k, frame in enumerate(frames):
+        for b, writer in enumerate(writers):
+            own = {name: values[b] for name, values in frame.items()}
+            writer.append(own.pop("density"), times[b][k], **own)
+    opened = [open_trajectory(Path(path) / name) for name in names]
+    if len(opened) == 1:
         return opened[0]
     moving = [name for name, variable in opened[0].data_vars.items() if "time" in variable.dims]
-    return xr.concat(opened, "member", data_vars=moving, coords="minimal", compat="override")
+    return xr.concat(
+        opened, "member", data_vars=moving, coords="minimal", compat="override", join="override"
+    )
 
 
-def _name(step: Step) -> str:
-    if isinstance(step, Thermostat):
-        return f"{_name(step.step)} with a thermostat of {step.tau:g} fs"
-    return getattr(step, "__name__", type(step).__name__)
+def _frames(
+    emulator: Emulator, state: Any, window: Window, steps: int, seed: int, progress: bool
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield density, and positions and velocities where they are known, of all members."""
+    states = _iterate(emulator, state, window, steps, seed)
+    bar = tqdm(states, "rollout", steps, disable=None if progress else True, unit="step")
+    known = getattr(emulator, "nuclei", lambda state: ())
+    yield _frame(window.at(0), known(state))
+    for state, density in bar:
+        yield _frame(density, known(state))
 
 
-def _chain(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:
-    yield first
-    yield from rest
+def _frame(density: Tensor, nuclei: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
+    names = ("positions", "velocities")
+    atoms = {n: x.double().cpu().numpy() for n, x in zip(names, nuclei, strict=False)}
+    return {"density": density.cpu().numpy(), **atoms}
+
+
+def _writer(
+    path: Path, first: Window, frames: int, details: Mapping[str, Any]
+) -> TrajectoryWriter:
+    return create_trajectory(
+        path,
+        n_frames=frames,
+        grid=first.grid,
+        cell=first.cell[0].cpu().numpy(),
+        numbers=None if first.numbers is None else first.numbers.cpu().numpy(),
+        attrs=details,
+        allow_negative=True,
+    )
 
 
 def _in_memory(
-    density: np.ndarray, times: np.ndarray, cell: np.ndarray, attrs: Mapping[str, Any]
+    frames: Iterator[dict[str, np.ndarray]],
+    first: Window,
+    times: np.ndarray,
+    attrs: Mapping[str, Any],
 ) -> xr.Dataset:
-    dims = ("member", "time", "x", "y", "z")[-density.ndim :]
-    return xr.Dataset(
-        {
-            "density": (dims, density, {"units": "angstrom**-3"}),
-            "cell": (("vector", "cartesian"), np.asarray(cell), {"units": "angstrom"}),
-        },
-        {"time": ("time", times, {"units": "fs"})},
-        dict(attrs),
-    )
+    collected = list(frames)
+    dims = {"density": ("x", "y", "z")}
+    units = {"density": "angstrom**-3", "positions": "angstrom", "velocities": "angstrom/fs"}
+    variables: dict[str, Any] = {
+        "cell": (("vector", "cartesian"), first.cell[0].cpu().numpy(), {"units": "angstrom"})
+    }
+    for name in collected[0]:
+        values = np.stack([frame[name] for frame in collected], axis=1)
+        space = dims.get(name, ("atom", "cartesian"))
+        lead = ("member", "time") if len(first) > 1 else ("time",)
+        values = values if len(first) > 1 else values[0]
+        variables[name] = ((*lead, *space), values, {"units": units[name]})
+    if first.numbers is not None:
+        variables["numbers"] = ("atom", first.numbers.cpu().numpy())
+    return xr.Dataset(variables, {"time": ("time", times, {"units": "fs"})}, dict(attrs))

@@ -18,46 +18,48 @@ alone, and the ab-initio run had such numbers, too.
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from densitykit.data.windows import StatePairs
+from densitykit.assess.one_step import spread_starts, true_density
+from densitykit.data.windows import Windows
 from densitykit.errors import ShapeError
 from densitykit.metrics import crps
-from densitykit.rollout import Step, iterate
+from densitykit.models.base import Emulator
+from densitykit.rollout import iterate
 
 __all__ = ["ensemble_scores"]
 
 
 def ensemble_scores(
-    step: Step,
-    pairs: StatePairs,
+    emulator: Emulator,
+    windows: Windows,
     steps: int,
     members: int = 16,
     starts: int = 4,
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Scores of ensembles from several states of a reference run.
+    """Scores of ensembles from several frames of a reference run.
 
     Parameters
     ----------
-    step
-        A map that draws random numbers; a deterministic one has no spread.
-    pairs
-        States of the reference run.
+    emulator
+        One that draws random numbers; a deterministic one has no spread.
+    windows
+        Of the reference run.
     steps
         Length of each rollout.
     members
-        Rollouts from each state.
+        Rollouts from each start.
     starts
-        Equally spaced initial states.
+        Equally spaced present frames.
     seed
         Of the random numbers.
     progress
-        Show a progress bar.
+        Show a progress bar, where the output is a terminal.
 
     Returns
     -------
@@ -68,25 +70,21 @@ def ensemble_scores(
     Raises
     ------
     ShapeError
-        If the rollouts outlast the run.
+        The rollouts outlast the run, or there are fewer than two members.
     """
-    last = len(pairs.states) - 1 - steps * pairs.lag
-    if last < 0 or members < 2:
-        raise ShapeError(
-            f"{steps} steps of {members} members do not fit a run of {len(pairs.states)} states; "
-            "ask fewer steps, and 2 members or more"
-        )
+    if members < 2:
+        raise ShapeError(f"{members} member(s) have no spread; ask 2 or more")
     rows = []
-    first = np.unique(np.linspace(0, last, starts).astype(int))
-    with tqdm(total=steps * len(first), desc="ensembles", delay=2, disable=not progress) as bar:
-        for i in first:
-            state = pairs.given(step, int(i))
-            batch = state.expand(members, *state.shape)
-            for k, cloud in enumerate(iterate(step, batch, steps, seed + int(i)), start=1):
-                truth = pairs.states[int(i) + k * pairs.lag, 0]
-                scores = _scores(cloud[:, 0].cpu(), truth)
-                lead = k * pairs.horizon
-                rows += [(float(pairs.times[i]), lead, *score) for score in scores.items()]
+    first = spread_starts(windows, steps, starts)
+    hidden = None if progress else True
+    with tqdm(total=steps * len(first), desc="ensembles", delay=2, disable=hidden) as bar:
+        for i in first.tolist():
+            window = windows[i].expand(members)
+            for k, (_, cloud) in enumerate(iterate(emulator, window, steps, seed + i), start=1):
+                truth = true_density(windows, torch.tensor([i]), k)[0]
+                scores = _scores(cloud.cpu(), truth)
+                lead = k * windows.horizon
+                rows += [(float(window.now[0]), lead, *score) for score in scores.items()]
                 bar.update()
     return pd.DataFrame(rows, columns=["start", "lead", "metric", "value"])
 

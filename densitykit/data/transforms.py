@@ -20,12 +20,15 @@ of ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
-__all__ = ["LogNormal", "restore_electrons"]
+if TYPE_CHECKING:
+    from densitykit.data.windows import Windows
+
+__all__ = ["LogNormal", "backward_rate", "fourier_resample", "multiple_of", "restore_electrons"]
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
@@ -56,6 +59,19 @@ class LogNormal:
         """
         log_density = np.log(np.asarray(density, dtype=np.float64) + eps)
         return cls(float(log_density.mean()), float(log_density.std()), eps)
+
+    @classmethod
+    def of(cls, windows: Windows, eps: float = 0.01, limit: int = 2048) -> LogNormal:
+        """Return the constants of the present frames of windows, read one at a time.
+
+        At most ``limit`` of them, equally spaced.
+        """
+        count, first, second = 0, 0.0, 0.0
+        for i in windows.every(1, limit):
+            x = np.log(windows.frames[i + windows.context - 1].double().numpy() + eps)
+            count, first, second = count + x.size, first + x.sum(), second + (x**2).sum()
+        mean = first / count
+        return cls(float(mean), float(np.sqrt(max(second / count - mean**2, 0.0))), eps)
 
     def forward(self, density: Array) -> Array:
         """Density in angstrom**-3 -> standardised field, same shape."""
@@ -91,3 +107,57 @@ def restore_electrons(density: Array, mean_density: Array | float, floor: float 
         return (clamped.double() * (mean_density / mean)).to(density.dtype)
     mean = clamped.mean(axis=(-3, -2, -1), keepdims=True, dtype=np.float64)
     return (clamped * (mean_density / mean)).astype(density.dtype)
+
+
+def backward_rate(density: torch.Tensor, time_step: float) -> torch.Tensor:
+    """Rate of the last of three frames by the backward difference of second order.
+
+    Parameters
+    ----------
+    density
+        The last three along axis 1 count, shape (B, K, X, Y, Z), angstrom**-3.
+    time_step
+        Between frames, fs.
+
+    Returns
+    -------
+    Tensor
+        angstrom**-3/fs, shape (B, X, Y, Z); formed in double precision.
+    """
+    before, last, now = density[:, -3:].double().unbind(dim=1)
+    return ((3 * now - 4 * last + before) / (2 * time_step)).to(density.dtype)
+
+
+def multiple_of(stride: int, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the next grid whose numbers of points are multiples of a stride."""
+    return tuple(-(-n // stride) * stride for n in grid)
+
+
+def fourier_resample(field: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+    """Return the same periodic function on another grid, by Fourier interpolation.
+
+    Parameters
+    ----------
+    field
+        Shape (*, X, Y, Z).
+    grid
+        New numbers of points.
+
+    Returns
+    -------
+    Tensor
+        Shape (*, *grid). Refining is exact, and back again, too; the mean is kept either way.
+    """
+    for axis, n in zip((-3, -2, -1), grid, strict=True):
+        old = field.shape[axis]
+        if n == old:
+            continue
+        modes = torch.fft.rfft(field, dim=axis, norm="forward")
+        keep = min(n, old) // 2 + 1
+        modes = modes.narrow(axis, 0, keep)
+        if min(n, old) % 2 == 0:  # the Nyquist mode stands for two on the finer grid
+            half = torch.ones(keep, device=field.device)
+            half[-1] = 0.5 if n > old else 2.0
+            modes = modes * half.reshape(-1, *[1] * (-axis - 1))
+        field = torch.fft.irfft(modes, n, dim=axis, norm="forward")
+    return field

@@ -1,7 +1,4 @@
-r"""What a learned one-step map has to beat.
-
-All are callables on physical states (B, 2, X, Y, Z), density in angstrom**-3 and its rate in
-angstrom**-3/fs, and carry the ``horizon`` :math:`h` in fs that one call covers:
+r"""What a learned emulator has to beat, on the same contract (:mod:`densitykit.models.base`):
 
 * persistence, :math:`\rho_{t+h} = \rho_t`;
 * linear extrapolation, :math:`\rho_{t+h} = \rho_t + h\dot\rho_t`;
@@ -17,13 +14,14 @@ angstrom**-3/fs, and carry the ``horizon`` :math:`h` in fs that one call covers:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import numpy as np
 import torch
 from torch import Tensor
 
 from densitykit.cells import shells
-from densitykit.data.windows import StatePairs
+from densitykit.data.transforms import backward_rate
+from densitykit.data.windows import Window, Windows
+from densitykit.models.base import Emulator
 
 __all__ = [
     "FourierLinearMap",
@@ -31,135 +29,158 @@ __all__ = [
     "MeanField",
     "Persistence",
     "ProperOrthogonalMap",
-    "baseline_maps",
+    "baselines",
 ]
+
+_SNAPSHOT_BYTES = 2**29  # most memory that snapshots of a fit may take
 
 
 class Persistence:
-    """Nothing changes."""
+    """Nothing changes; a state is the density, (B, X, Y, Z)."""
+
+    context = 1
 
     def __init__(self, horizon: float) -> None:
         self.horizon = horizon
 
-    def __call__(self, state: Tensor) -> Tensor:
+    def init(self, window: Window) -> Tensor:
+        return window.past(1).density[:, 0]
+
+    def step(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return state
+
+    def density(self, state: Tensor) -> Tensor:
         return state
 
 
+class MeanField(Persistence):
+    """The mean training density, whatever the state."""
+
+    def __init__(self, windows: Windows) -> None:
+        super().__init__(windows.horizon)
+        chosen = windows.every(1, 2048)
+        total = torch.zeros(windows.grid, dtype=torch.float64)
+        for i in chosen:
+            total += windows.frames[i + windows.context - 1]
+        self.mean = (total / len(chosen)).float()
+
+    def step(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.mean.to(state).expand_as(state)
+
+
 class LinearExtrapolation:
-    """The density moves on at its present rate, which stays as it is."""
+    """The density moves on at its present rate, which stays as it is.
+
+    A state is density and horizon times rate, both in angstrom**-3, (B, 2, X, Y, Z).
+    """
+
+    context = 3
 
     def __init__(self, horizon: float) -> None:
         self.horizon = horizon
 
-    def __call__(self, state: Tensor) -> Tensor:
-        rho, rate = state[:, 0], state[:, 1]
-        return torch.stack([rho + self.horizon * rate, rate], dim=1)
+    def init(self, window: Window) -> Tensor:
+        return _states(window.past(3), self.horizon)
+
+    def step(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.stack([state[:, 0] + state[:, 1], state[:, 1]], dim=1)
+
+    def density(self, state: Tensor) -> Tensor:
+        return state[:, 0]
 
 
-class MeanField:
-    """The mean training density, at rest, whatever the state.
-
-    Parameters
-    ----------
-    pairs
-        Training pairs.
-    """
-
-    def __init__(self, pairs: StatePairs) -> None:
-        self.horizon = pairs.horizon
-        mean = pairs.states[:, 0].mean(dim=0)
-        self.state = torch.stack([mean, torch.zeros_like(mean)])
-
-    def __call__(self, state: Tensor) -> Tensor:
-        return self.state.to(state).expand_as(state)
+def _states(window: Window, horizon: float) -> Tensor:
+    """Density and horizon times rate of the present frame, (B, 2, X, Y, Z)."""
+    rate = backward_rate(window.density, window.time_step)
+    return torch.stack([window.density[:, -1], horizon * rate], dim=1)
 
 
-class ProperOrthogonalMap:
+def _pair(window: Window, windows: Windows) -> tuple[Tensor, Tensor]:
+    """States now and a horizon later."""
+    now, later = (_states(window.past(3, end), windows.horizon) for end in (0, windows.lag))
+    return now, later
+
+
+class ProperOrthogonalMap(LinearExtrapolation):
     """POD projection and least-squares linear map.
 
     Parameters
     ----------
-    pairs
-        Training pairs.
+    windows
+        Training windows; as many of them are used, evenly, as fit into half a gigabyte.
     modes
         Number of proper orthogonal modes.
     ridge
         Tikhonov weight of the least squares, relative to the largest variance.
-
-    The rate enters in units of density per horizon, so that both channels weigh alike.
     """
 
-    def __init__(self, pairs: StatePairs, modes: int = 96, ridge: float = 1e-4) -> None:
-        self.horizon = pairs.horizon
-        self.units = torch.tensor([1.0, pairs.horizon]).reshape(2, 1, 1, 1)
-        states, lag = pairs.states * self.units, pairs.lag
-        self.mean = states.mean(dim=0)
-        flat = (states - self.mean).flatten(1)
+    def __init__(self, windows: Windows, modes: int = 96, ridge: float = 1e-4) -> None:
+        super().__init__(windows.horizon)
+        self.grid = windows.grid
+        limit = max(8, _SNAPSHOT_BYTES // (16 * int(np.prod(self.grid))))
+        pairs = [_pair(windows[i], windows) for i in windows.every(1, limit)]
+        now, later = (torch.cat(side) for side in zip(*pairs, strict=True))
+        self.mean = now.mean(dim=0)
+        flat, flat_later = ((x - self.mean).flatten(1) for x in (now, later))
         # the modes from the small Gram matrix (time x time), not from the grid x grid covariance
         values, vectors = torch.linalg.eigh((flat @ flat.T).double())
         keep = values.argsort(descending=True)[: min(modes, len(flat) - 1)]
         keep = keep[values[keep] > 1e-6 * values.max()]  # below is rounding in float32
         self.modes = (flat.T.double() @ vectors[:, keep] / values[keep].sqrt()).float()
-        coefficients = (flat @ self.modes).double()
-        now, later = coefficients[:-lag], coefficients[lag:]
-        gram = now.T @ now
+        a, b = ((x @ self.modes).double() for x in (flat, flat_later))
+        gram = a.T @ a
         gram += ridge * gram.diagonal().max() * torch.eye(len(gram), dtype=gram.dtype)
-        self.map = torch.linalg.solve(gram, now.T @ later).float()
+        self.map = torch.linalg.solve(gram, a.T @ b).float()
 
-    def __call__(self, state: Tensor) -> Tensor:
-        units, mean, modes, matrix = (
-            a.to(state) for a in (self.units, self.mean, self.modes, self.map)
-        )
-        coefficients = (state * units - mean).flatten(1) @ modes
-        flat = (coefficients @ matrix) @ modes.T
-        return (flat.reshape(state.shape) + mean) / units
+    def step(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        mean, modes, matrix = (a.to(state) for a in (self.mean, self.modes, self.map))
+        coefficients = (state - mean).flatten(1) @ modes
+        return ((coefficients @ matrix) @ modes.T).reshape(state.shape) + mean
 
 
-class FourierLinearMap:
+class FourierLinearMap(LinearExtrapolation):
     """Least-squares linear map of every shell of Fourier coefficients.
 
     Parameters
     ----------
-    pairs
-        Training pairs.
+    windows
+        Training windows.
     every
-        Use every so many pairs.
+        Use every so many of them, and at most 512.
     """
 
-    def __init__(self, pairs: StatePairs, every: int = 4) -> None:
-        self.horizon, self.units = pairs.horizon, torch.tensor([1.0, pairs.horizon])
-        grid = tuple(pairs.states.shape[2:])
-        self.shell = torch.from_numpy(shells(grid))
-        now, later = (self._spectrum(x) for x in pairs[::every])
-        gram = self._shell_sums(now, now)
-        cross = self._shell_sums(now, later)
+    def __init__(self, windows: Windows, every: int = 4) -> None:
+        super().__init__(windows.horizon)
+        self.shell = torch.from_numpy(shells(windows.grid, windows.cell.numpy()))
+        gram, cross = torch.zeros(2, int(self.shell.max()) + 1, 2, 2, dtype=torch.float64)
+        for i in windows.every(every, 512):
+            now, later = (torch.fft.fftn(x, dim=(2, 3, 4)) for x in _pair(windows[i], windows))
+            gram += self._shell_sums(now, now)
+            cross += self._shell_sums(now, later)
         # a shell that holds nothing (beyond the cutoff) must not make the solve singular
         gram += 1e-12 * gram.diagonal(dim1=1, dim2=2).max() * torch.eye(2, dtype=gram.dtype)
         self.map = torch.linalg.solve(gram, cross).to(torch.complex64)
         self.map[0] = torch.eye(2)  # q = 0: the number of electrons stays, whatever the noise says
 
-    def _spectrum(self, state: Tensor) -> Tensor:
-        return torch.fft.fftn(state * self.units.to(state)[:, None, None, None], dim=(2, 3, 4))
-
     def _shell_sums(self, a: Tensor, b: Tensor) -> Tensor:
-        """Re sum a_i^* b_j over pairs and over the q of a shell: (shell, 2, 2)."""
+        """Re sum a_i^* b_j over members and over the q of a shell: (shell, 2, 2)."""
         product = (a.conj()[:, :, None] * b[:, None]).real.sum(0).double()  # (2, 2, X, Y, Z)
         sums = product.new_zeros(int(self.shell.max()) + 1, 2, 2)
         return sums.index_add_(0, self.shell.flatten(), product.flatten(2).permute(2, 0, 1))
 
-    def __call__(self, state: Tensor) -> Tensor:
+    def step(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
         matrix = self.map.to(state.device)[self.shell.to(state.device)]  # (X, Y, Z, 2, 2)
-        advanced = torch.einsum("bixyz,xyzij->bjxyz", self._spectrum(state), matrix)
-        field = torch.fft.ifftn(advanced, dim=(2, 3, 4)).real
-        return field / self.units.to(state)[:, None, None, None]
+        modes = torch.fft.fftn(state, dim=(2, 3, 4))
+        advanced = torch.einsum("bixyz,xyzij->bjxyz", modes, matrix)
+        return torch.fft.ifftn(advanced, dim=(2, 3, 4)).real
 
 
-def baseline_maps(train: StatePairs) -> dict[str, Callable[[Tensor], Tensor]]:
-    """All baselines by name, fitted where they need it."""
+def baselines(windows: Windows) -> dict[str, Emulator]:
+    """Return all baselines by name, fitted to training windows where they need it."""
     return {
-        "Fourier linear map": FourierLinearMap(train),
-        "POD + linear map": ProperOrthogonalMap(train),
-        "linear extrapolation": LinearExtrapolation(train.horizon),
-        "persistence": Persistence(train.horizon),
-        "mean field": MeanField(train),
+        "Fourier linear map": FourierLinearMap(windows),
+        "POD + linear map": ProperOrthogonalMap(windows),
+        "linear extrapolation": LinearExtrapolation(windows.horizon),
+        "persistence": Persistence(windows.horizon),
+        "mean field": MeanField(windows),
     }

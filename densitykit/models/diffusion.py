@@ -26,24 +26,27 @@ The training loss of the whole model is that of Chiang et al. (2025),
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from densitykit.errors import ShapeError
 from densitykit.models.autoencoder import Autoencoder
-from densitykit.models.base import StateMap
+from densitykit.models.base import Domain, FieldEmulator
 from densitykit.nn.layers import LogFourierEmbedding, UNet
 
 __all__ = ["LatentDiffusion"]
 
 
-class LatentDiffusion(StateMap):
+class LatentDiffusion(FieldEmulator):
     """Autoencoder and conditional latent denoiser.
 
     Parameters
     ----------
-    mu, sigma, eps, horizon
-        As in :class:`StateMap`.
+    mu, sigma, eps, horizon, domain
+        As in :class:`FieldEmulator`.
     latent_channels, autoencoder_width, autoencoder_blocks, patch
         See
         :class:`densitykit.models.autoencoder.Autoencoder`.
@@ -63,6 +66,7 @@ class LatentDiffusion(StateMap):
         sigma: float,
         eps: float,
         horizon: float,
+        domain: Domain | Mapping[str, Any] | None = None,
         latent_channels: int = 6,
         autoencoder_width: int = 40,
         autoencoder_blocks: int = 2,
@@ -74,7 +78,7 @@ class LatentDiffusion(StateMap):
         sigma_min: float = 0.02,
         sigma_max: float = 20.0,
     ) -> None:
-        super().__init__(mu, sigma, eps, horizon)
+        super().__init__(mu, sigma, eps, horizon, domain)
         if sampler_steps < 1:
             raise ShapeError(f"sampler_steps is {sampler_steps}; give at least 1")
         self.autoencoder = Autoencoder(

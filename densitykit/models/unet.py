@@ -6,10 +6,13 @@ its place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from densitykit.models.base import StateMap
+from densitykit.models.base import Domain, FieldEmulator
 from densitykit.nn.layers import UNet
 
 __all__ = [
@@ -17,11 +20,11 @@ __all__ = [
 ]
 
 
-class SurrogateUNet(StateMap):
+class SurrogateUNet(FieldEmulator):
     """Deterministic periodic U-Net, the strongest baseline: regression on the next state.
 
     The network corrects linear extrapolation, (field + rate, rate). Arguments as in
-    :class:`StateMap` and :class:`densitykit.nn.layers.UNet`.
+    :class:`FieldEmulator` and :class:`densitykit.nn.layers.UNet`.
     """
 
     def __init__(
@@ -30,11 +33,12 @@ class SurrogateUNet(StateMap):
         sigma: float,
         eps: float,
         horizon: float,
+        domain: Domain | Mapping[str, Any] | None = None,
         widths: tuple[int, ...] = (48, 96),
         blocks: tuple[int, ...] = (2, 3),
         patch: int = 2,
     ) -> None:
-        super().__init__(mu, sigma, eps, horizon)
+        super().__init__(mu, sigma, eps, horizon, domain)
         self.net = UNet(2, 2, tuple(widths), tuple(blocks), patch)
         self.stride = self.net.stride
 

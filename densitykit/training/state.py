@@ -21,7 +21,7 @@ from torch import Tensor
 
 from densitykit.errors import CheckpointError
 
-__all__ = ["Keeper", "adam_state"]
+__all__ = ["TrainingState", "adam_state"]
 
 Rows = list[dict[str, float]]
 
@@ -34,7 +34,7 @@ def adam_state(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]
     return state
 
 
-class Keeper:
+class TrainingState:
     """Saves tensors that change in place, the settings they belong to, and the rows so far.
 
     Parameters
