@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from densitykit.errors import DensityKitError
 from densitykit.generate.commands import add_parsers
 
 Commands = argparse._SubParsersAction
-HORIZON = 12.0  # fs
 FULL = {"latent_channels": 8, "autoencoder_width": 40, "autoencoder_blocks": 1}
 
 
@@ -140,30 +138,25 @@ def _train_nuclear(arguments: argparse.Namespace, options: dict[str, Any]) -> tu
 
 
 def _train_fields(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple:
-    from densitykit.assess import validation_error
-    from densitykit.data.transforms import LogNormal
-    from densitykit.data.windows import load_pairs
+    from densitykit.data.windows import load_windows
     from densitykit.models import LatentDiffusion, SurrogateUNet, load_model
-    from densitykit.training.loop import (
-        adopt_autoencoder,
-        train_latent_diffusion,
-        train_surrogate,
-    )
+    from densitykit.training import copy_autoencoder, train
 
-    horizon = arguments.horizon
-    train, held_out = (load_pairs(arguments.data, s, horizon) for s in ("train", "validation"))
-    transform = LogNormal.fit(train.states[:, 0].numpy())
-    card = {"mu": transform.mu, "sigma": transform.sigma, "eps": transform.eps, "horizon": horizon}
-    surrogate = arguments.model == "surrogate"
-    card |= {"widths": [48, 96], "blocks": [2, 3]} | ({} if surrogate else FULL)
-    model = SurrogateUNet(**card) if surrogate else LatentDiffusion(**card)
-    options |= {"validate": partial(validation_error, model, held_out)}
-    if surrogate:
-        return model, card, train_surrogate(model, train, **options)
-    if arguments.autoencoder:
-        adopt_autoencoder(model, load_model(arguments.autoencoder))
-    options |= {"autoencoder_steps": arguments.autoencoder_steps, "lambda_2": arguments.lambda_2}
-    return model, card, train_latent_diffusion(model, train, reading=arguments.reading, **options)
+    windows = load_windows(arguments.data, "train", arguments.horizon)
+    held_out = load_windows(arguments.data, "validation", windows.horizon)
+    print(windows)
+    model_class = SurrogateUNet if arguments.model == "surrogate" else LatentDiffusion
+    card = model_class.arguments_for(windows) | {"widths": [48, 96], "blocks": [2, 3]}
+    card |= {} if arguments.model == "surrogate" else FULL
+    model = model_class(**card)
+    if model.working_grid(windows.grid) != windows.grid:
+        print(f"resampled to {model.working_grid(windows.grid)}: a multiple of {model.stride}")
+    if arguments.model == "latent":
+        names = ("autoencoder_steps", "lambda_2", "reading")
+        options |= {name: getattr(arguments, name) for name in names}
+        if arguments.autoencoder:
+            copy_autoencoder(model, load_model(arguments.autoencoder))
+    return model, card, train(model, windows, held_out, **options)
 
 
 def _add_train(commands: Commands) -> None:
@@ -173,8 +166,8 @@ def _add_train(commands: Commands) -> None:
     sub.add_argument("model", choices=("latent", "nuclear", "surrogate"), help=text)
     sub.add_argument("data", help="trajectory store with the splits 'train' and 'validation'")
     sub.add_argument("out", type=Path, help="checkpoint to write")
-    text = f"time of a step, fs (default: {HORIZON:g})"
-    sub.add_argument("--horizon", type=types.positive, default=HORIZON, metavar="FS", help=text)
+    text = "time of a step, fs (default: as long as the density stays correlated)"
+    sub.add_argument("--horizon", type=types.positive, metavar="FS", help=text)
     text = "optimiser steps (default: 6000)"
     sub.add_argument("--steps", type=types.positive_count, default=6000, metavar="N", help=text)
     sub.add_argument("--batch", type=types.positive_count, default=2, help="samples a step")
@@ -201,35 +194,25 @@ def _add_train(commands: Commands) -> None:
 
 
 def _rollout(arguments: argparse.Namespace) -> int:
-    from densitykit.data.windows import load_pairs
-    from densitykit.errors import TrajectoryError
-    from densitykit.io.reader import summarise
-    from densitykit.models import NuclearEmulator, load_model
-    from densitykit.rollout import Thermostat, rollout
+    from densitykit.data.windows import Windows
+    from densitykit.io.reader import open_split, summarise
+    from densitykit.models import FieldEmulator, load_model
+    from densitykit.rollout import Thermostat, check_emulator, rollout
 
-    step = load_model(arguments.checkpoint)
-    horizon = getattr(step, "horizon", HORIZON)
-    pairs = load_pairs(arguments.data, arguments.split, horizon)
-    if arguments.thermostat and isinstance(step, NuclearEmulator):
-        step.relaxation = arguments.thermostat
+    emulator = load_model(arguments.checkpoint)
+    check_emulator(emulator)
+    horizon = emulator.horizon
+    windows = Windows(open_split(arguments.data, arguments.split), horizon, emulator.context, 0)
+    if arguments.thermostat and isinstance(emulator, FieldEmulator):
+        train = Windows(open_split(arguments.data, "train"), horizon, emulator.context)
+        emulator = Thermostat(emulator, train, arguments.thermostat)
     elif arguments.thermostat:
-        step = Thermostat(step, load_pairs(arguments.data, "train", horizon), arguments.thermostat)
-    if arguments.frame >= len(pairs.states):
-        raise TrajectoryError(
-            f"{arguments.data}: split '{arguments.split}' has no state {arguments.frame}; "
-            f"choose --frame in 0..{len(pairs.states) - 1}"
-        )
-    time = float(pairs.times[arguments.frame])
-    rollout(
-        step,
-        pairs.given(step, arguments.frame),
-        arguments.steps,
-        cell=pairs.cell,
-        path=arguments.out,
-        start=time,
-        seed=arguments.seed,
-        attrs={"checkpoint": str(arguments.checkpoint), "initial": f"{arguments.data}, {time} fs"},
-    )
+        emulator.relaxation = arguments.thermostat
+    window = windows[arguments.frame]
+    source = f"{window.source}, {float(window.now[0]):g} fs"
+    attrs = {"checkpoint": str(arguments.checkpoint), "initial": source}
+    options = {"path": arguments.out, "seed": arguments.seed, "attrs": attrs}
+    rollout(emulator, window, arguments.steps, **options)
     print(summarise(arguments.out))
     return 0
 
@@ -251,61 +234,39 @@ def _add_rollout(commands: Commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    """Error table of checkpoints and baselines on a split, and statistics of stored rollouts."""
-    from densitykit.assess import cost_table, one_step_table, rollout_table, wide_table
-    from densitykit.data.transforms import LogNormal
-    from densitykit.data.windows import load_pairs
-    from densitykit.io.reader import open_split, open_trajectory
-    from densitykit.models import load_model
-    from densitykit.models.baselines import baseline_maps
+    """Error table of checkpoints, baselines and stored rollouts on a split."""
+    from densitykit.assess import assess
+    from densitykit.data.windows import load_windows
+    from densitykit.io.reader import open_trajectory
+    from densitykit.models import baselines, load_model
 
-    horizon = arguments.horizon
-    train, test = (load_pairs(arguments.data, s, horizon) for s in ("train", arguments.split))
-    maps = {path.stem: load_model(path) for path in arguments.checkpoints} | baseline_maps(train)
-    runs = {p.stem: open_trajectory(p).density.values for p in arguments.rollouts}
-    transform = LogNormal.fit(train.states[:, 0].numpy(), eps=0.0)
-    tables = [one_step_table(maps, test)]
-    if runs:
-        tables.append(rollout_table(runs, test.states[:, 0].numpy(), test.cell, transform))
-    if arguments.cost:
-        tables.append(cost_table(maps, test, open_split(arguments.data, arguments.split).attrs))
-    print(tables[0].to_string(index=False, float_format="{:.3%}".format), end="\n\n")
-    print(wide_table(tables).to_string(float_format=lambda x: f"{x:.4g}", na_rep="-"))
-    return 0
-
-
-def _verdict(arguments: argparse.Namespace) -> int:
-    """A stored rollout beside the run of a split, in ten rows with intervals."""
-    from densitykit.assess.rollouts import verdict
-    from densitykit.io.reader import open_split, open_trajectory
-
-    training, reference = (open_split(arguments.data, s) for s in ("train", arguments.split))
-    rollout = open_trajectory(arguments.rollout)
-    table = verdict(rollout, reference, training, burn_in=arguments.burn_in)
-    print(table.to_string(index=False, float_format="{:.4g}".format, na_rep="-"))
+    emulators = {path.stem: load_model(path) for path in arguments.checkpoints}
+    horizon = arguments.horizon or next((e.horizon for e in emulators.values()), None)
+    if emulators or not arguments.rollouts:
+        emulators |= baselines(load_windows(arguments.data, "train", horizon))
+    rollouts = {path.stem: open_trajectory(path) for path in arguments.rollouts}
+    options = {"split": arguments.split, "burn_in": arguments.burn_in, "cost": arguments.cost}
+    table = assess(arguments.data, emulators, rollouts, **options)
+    for _, rows in table.groupby("metric" if not rollouts else "model", sort=False):
+        print(rows.dropna(axis=1, how="all").to_string(index=False, na_rep="-"), end="\n\n")
     if arguments.out:
         table.to_csv(arguments.out, index=False)
     return 0
 
 
 def _add_tables(commands: Commands) -> None:
-    text = "Error table of checkpoints, baselines and stored rollouts."
+    text = "One error table: checkpoints and baselines after a step, stored rollouts."
     sub = _command(commands, "evaluate", _evaluate, text)
     sub.add_argument("data", help="trajectory store with splits")
     sub.add_argument("checkpoints", type=Path, nargs="*", help="of emulators")
     text = "trajectory stores of rollouts"
     sub.add_argument("--rollouts", type=Path, nargs="*", default=[], metavar="STORE", help=text)
     sub.add_argument("--split", default="test", help="to compare with (default: test)")
-    text = f"time of a step, fs (default: {HORIZON:g})"
-    sub.add_argument("--horizon", type=types.positive, default=HORIZON, metavar="FS", help=text)
-    sub.add_argument("--cost", action="store_true", help="time a step on one core as well")
-    text = "Structure and dynamics of a rollout beside a reference."
-    sub = _command(commands, "verdict", _verdict, text)
-    sub.add_argument("data", help="trajectory store with splits")
-    sub.add_argument("rollout", type=Path, help="trajectory store of the rollout")
-    sub.add_argument("--split", default="test", help="to compare with (default: test)")
-    text = "fs of the rollout to leave out at its start (default: 0)"
+    text = "time of a step of the baselines, fs (default: that of the first checkpoint)"
+    sub.add_argument("--horizon", type=types.positive, metavar="FS", help=text)
+    text = "fs of the rollouts to leave out at their start (default: 0)"
     sub.add_argument("--burn-in", type=types.non_negative, default=0.0, metavar="FS", help=text)
+    sub.add_argument("--cost", action="store_true", help="time a step on one core as well")
     sub.add_argument("--out", type=Path, help="CSV file to write the table to")
 
 

@@ -232,7 +232,12 @@ class Windows:
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Window:
         """Return the windows of these indices as one; a single index gives a window of one."""
-        chosen = torch.arange(len(self))[index].reshape(-1).tolist()
+        try:
+            chosen = torch.arange(len(self))[index].reshape(-1).tolist()
+        except IndexError:
+            raise WindowError(
+                f"{self.source}: there is no window {index}; choose 0 to {len(self) - 1}"
+            ) from None
         frames = np.array([[i + self.context - 1 + k for k in self.offsets] for i in chosen])
         atoms = {name: getattr(self, name) for name in ("positions", "velocities")}
         return Window(

@@ -47,7 +47,7 @@ class Emulator(Protocol):
 
     ``init`` gets a window of just ``context`` frames; a state is whatever the emulator makes of
     it. ``step`` may draw random numbers from the generator. ``density`` shows a state:
-    (B, X, Y, Z) in angstrom**-3, on the grid of the window. An emulator that knows its nuclei may have
+    (B, X, Y, Z) in angstrom**-3, on the grid of the window. One that knows its nuclei may have
     ``nuclei(state)``, which returns positions and velocities, (B, N, 3).
     """
 

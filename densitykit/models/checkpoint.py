@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +19,28 @@ from safetensors.torch import load, save
 from torch import nn
 
 from densitykit import __version__
-from densitykit.chain.deep_density import DeepDensity1D
-from densitykit.chain.smooth_density import SmoothDensity1D
 from densitykit.errors import CheckpointError
-from densitykit.models.diffusion import LatentDiffusion
-from densitykit.models.nuclear.emulator import NuclearEmulator
-from densitykit.models.unet import SurrogateUNet
 
 __all__ = [
     "MODELS",
     "load_model",
-    "load_nuclear",
     "read_arguments",
     "read_provenance",
     "save_model",
 ]
 
-MODELS: dict[str, type[nn.Module]] = {
-    m.__name__: m
-    for m in (DeepDensity1D, LatentDiffusion, NuclearEmulator, SmoothDensity1D, SurrogateUNet)
+#: class name -> module; only these are ever imported, and only when they are asked for
+MODELS = {
+    "DeepDensity1D": "densitykit.chain.deep_density",
+    "LatentDiffusion": "densitykit.models.diffusion",
+    "NuclearEmulator": "densitykit.models.nuclear.emulator",
+    "SmoothDensity1D": "densitykit.chain.smooth_density",
+    "SurrogateUNet": "densitykit.models.unet",
 }
+
+
+def _model_class(name: str) -> type[nn.Module]:
+    return getattr(import_module(MODELS[name]), name)
 
 
 def save_model(
@@ -120,7 +123,7 @@ def load_model(path: str | Path) -> nn.Module:
             "use a card and weights of one training"
         )
     try:
-        model = MODELS[card["model"]](**card["arguments"])
+        model = _model_class(card["model"])(**card["arguments"])
         model.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(
@@ -128,23 +131,6 @@ def load_model(path: str | Path) -> nn.Module:
             "use a card and weights of one training"
         ) from error
     return model.eval()
-
-
-def load_nuclear(path: str | Path) -> NuclearEmulator:
-    """The emulator with nuclei of a checkpoint.
-
-    Raises
-    ------
-    CheckpointError
-        As :func:`load_model`, and if it is of another model.
-    """
-    model = load_model(path)
-    if not isinstance(model, NuclearEmulator):
-        raise CheckpointError(
-            f"{path}: a {type(model).__name__}; give an emulator with nuclei, such as "
-            "`python -m densitykit train nuclear` makes"
-        )
-    return model
 
 
 def read_arguments(path: str | Path) -> dict[str, Any]:

@@ -32,9 +32,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densitykit.errors import ShapeError
+from densitykit.data.windows import Window
+from densitykit.errors import CheckpointError, ShapeError
 from densitykit.models.autoencoder import Autoencoder
-from densitykit.models.base import Domain, FieldEmulator
+from densitykit.models.base import Domain, FieldEmulator, FieldState
 from densitykit.nn.layers import LogFourierEmbedding, UNet
 
 __all__ = ["LatentDiffusion"]
@@ -94,6 +95,21 @@ class LatentDiffusion(FieldEmulator):
         self.register_buffer("latent_mean", torch.zeros(shape))
         self.register_buffer("latent_scale", torch.ones(shape))
         self.register_buffer("increment_scale", torch.ones(shape))
+
+    def init(self, window: Window) -> FieldState:
+        """Return the state of the present frame; see :meth:`FieldEmulator.init`.
+
+        Raises
+        ------
+        CheckpointError
+            Only the autoencoder has been trained: there is no dynamics in it.
+        """
+        if not self.training and not (self.net.leave.weight.any() or self.net.linear.weight.any()):
+            raise CheckpointError(
+                "the denoiser of this LatentDiffusion was never trained, only its autoencoder: it "
+                "has no dynamics; train it with `densitykit train latent --autoencoder`"
+            )
+        return super().init(window)
 
     def encode(self, state: Tensor) -> Tensor:
         """Normalised state -> standardised latent (B, C, X/p, Y/p, Z/p)."""
