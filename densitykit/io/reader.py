@@ -10,25 +10,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
-from densitykit.io.schema import (
-    PathLike,
-    checked_arrays,
-    count_committed,
-    fault,
-    locate,
-    raise_any,
-    runs,
-    split_problems,
-)
+from densitykit.io.schema import checked_arrays, count_committed
+from densitykit.io.splits import read_splits, split_problems
+from densitykit.io.store import PathLike, fault, locate, plain_attributes, raise_any, runs
 
-__all__ = [
-    "open_runs",
-    "open_split",
-    "open_trajectory",
-    "summarise",
-]
+__all__ = ["open_runs", "open_split", "open_trajectory"]
 
 
 def open_trajectory(path: PathLike, *, chunks: Any = None) -> xr.Dataset:
@@ -45,8 +32,8 @@ def open_trajectory(path: PathLike, *, chunks: Any = None) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Variables as in the module docstring. An orthorhombic cell also gives the coordinates
-        `x, y, z` in angstrom. `encoding["source"]` holds the path.
+        Variables as in :mod:`densitykit.io.writer`. A constant orthorhombic cell also gives the
+        coordinates `x, y, z` in angstrom. `encoding["source"]` holds the path.
 
     Raises
     ------
@@ -58,8 +45,11 @@ def open_trajectory(path: PathLike, *, chunks: Any = None) -> xr.Dataset:
     ds = xr.open_zarr(
         str(path), chunks=chunks, consolidated=False, decode_times=False, mask_and_scale=False
     ).isel(time=slice(0, n_committed))
+    for variable in (ds, *ds.variables.values()):
+        variable.attrs = plain_attributes(variable.attrs)  # older stores hold mappings and such
     cell, attrs = ds["cell"].values, {"units": "angstrom"}
-    if np.allclose(cell, np.diag(np.diag(cell)), rtol=0, atol=1e-9 * np.abs(cell).max()):
+    tolerance = {"rtol": 0, "atol": 1e-9 * np.abs(cell).max(initial=0)}
+    if cell.ndim == 2 and np.allclose(cell, np.diag(np.diag(cell)), **tolerance):
         for dim, edge in zip(ds["density"].dims[1:], np.diag(cell), strict=True):
             if dim not in ds.coords:
                 points = np.arange(ds.sizes[dim]) * (edge / ds.sizes[dim])
@@ -92,7 +82,7 @@ def open_split(path: PathLike, name: str, *, chunks: Any = None) -> xr.Dataset:
         There is no such split, or its frames are not there.
     """
     path = locate(path)
-    splits = zarr.open_group(path, mode="r").attrs.get("splits", {})
+    splits = read_splits(path)
     if name not in splits:
         fix = f"choose one of {sorted(splits)}, or write it with write_splits"
         raise fault(path, "splits", f"there is no split {name!r}", fix)
@@ -102,23 +92,3 @@ def open_split(path: PathLike, name: str, *, chunks: Any = None) -> xr.Dataset:
     part = ds.isel(time=slice(split["start"], split["stop"])).assign_attrs(split=name)
     part.encoding["source"] = ds.encoding["source"]
     return part
-
-
-def summarise(path: PathLike) -> str:
-    """Describe a trajectory, or each run of a store: frames, span, grid, cell, electrons."""
-    names = runs(locate(path))
-    if names != ["."]:
-        return "\n".join(summarise(Path(path) / name) for name in names)
-    ds = open_trajectory(path)
-    times, grid = ds["time"].values, ds["density"].shape[1:]
-    quantity = ds["density"].attrs.get("quantity", "unknown")
-    lines = [f"{path}: {times.size} frames, {quantity} density on {' x '.join(map(str, grid))}"]
-    if times.size > 1:
-        spacing = np.median(np.diff(times))
-        lines.append(f"  time {times[0]:g} to {times[-1]:g} fs, every {spacing:g} fs")
-    edges = ", ".join(f"{edge:.4f}" for edge in np.linalg.norm(ds["cell"].values, axis=1))
-    lines.append(f"  cell edges {edges} angstrom, {ds.sizes.get('atom', 0)} atoms")
-    if times.size and "n_electrons" in ds:
-        counts = ds["n_electrons"].values
-        lines.append(f"  electrons {counts.mean():.6f} +- {counts.std():.1e}")
-    return "\n".join(lines)

@@ -8,6 +8,7 @@ one at a time.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,18 +21,15 @@ from tqdm.auto import tqdm
 
 from densitykit.errors import TrajectoryError
 from densitykit.io.schema import (
-    RESTORE,
     SCHEMA_VERSION,
-    PathLike,
     decodable,
-    locate,
     open_arrays,
-    runs,
     schema_problems,
     spell,
-    split_problems,
     time_problems,
 )
+from densitykit.io.splits import read_splits, split_problems
+from densitykit.io.store import RESTORE, PathLike, locate, runs
 
 __all__ = ["validate_trajectory"]
 
@@ -70,7 +68,10 @@ def validate_trajectory(
         options = {"tolerance_electrons": tolerance_electrons, "progress": progress}
         for run in runs(path):
             problems += [f"{run}: {line}" for line in validate_trajectory(path / run, **options)]
-    return problems or split_problems(path, attrs.get("splits", {}))
+    try:
+        return problems or split_problems(path, read_splits(path))
+    except TrajectoryError as error:
+        return [str(error)]
 
 
 def _run_problems(
@@ -89,17 +90,40 @@ def _run_problems(
     lines += [f"{name}: a chunk cannot be decoded; {RESTORE}" for name in sorted(lost)]
     if lost & {"time", "cell"}:
         return lines
-    time, volume = arrays["time"][:], np.abs(np.linalg.det(arrays["cell"][:]))
-    lines += time_problems(time)
-    if not volume > 0:
-        return [*lines, f"cell: the volume is {volume}; {RESTORE}"]
+    time, grid = arrays["time"][:], arrays["density"].shape[1:]
+    lines += time_problems(time) + _odd_arrays(arrays, lost)
     frames = np.flatnonzero(np.isfinite(time))
+    cells = arrays["cell"][:] if arrays["cell"].ndim == 2 else arrays["cell"][:][frames]
+    volumes = np.abs(np.linalg.det(cells))
+    if not (volumes > 0).all():
+        return [*lines, f"cell: the volume is {np.min(volumes)}; {RESTORE}"]
+    if 0 in grid:
+        return [*lines, f"density: the grid {grid} is empty; {RESTORE}"]
     found, sums = _scan(arrays["density"], frames, progress)
-    counts = sums * volume / np.prod(arrays["density"].shape[1:])
+    counts = sums * volumes / np.prod(grid)
     known = "n_electrons" in arrays and "n_electrons" not in lost
     stored = arrays["n_electrons"][:][frames] if known else counts
     found |= _count_problems(frames, counts, stored, tolerance)
     return lines + [f"density, {spell(found[text])}: {text}" for text in found]
+
+
+def _odd_arrays(arrays: Mapping[str, zarr.Array], lost: set[str]) -> list[str]:
+    """List what can be read, but is not what programs expect."""
+    lines, grid = [], arrays["density"].shape[1:]
+    for name, array in arrays.items():
+        if '"endian": "big"' in json.dumps(array.metadata.to_dict(), default=str):
+            lines.append(f"{name}: stored big-endian; rewrite it with little-endian values")
+    if len(grid) > 1 and min(grid) == 1 and max(grid) >= 16:
+        text = " x ".join(map(str, grid))
+        lines.append(f"density: a grid of {text} points is no {len(grid)}-D density; rewrite it")
+    if "numbers" not in arrays or "numbers" in lost:
+        return lines
+    numbers = arrays["numbers"][:]
+    if not np.issubdtype(numbers.dtype, np.integer):
+        lines.append(f"numbers: stored as {numbers.dtype}; rewrite them as int64")
+    if wrong := sorted({n for n in numbers.tolist() if not 0 <= n <= 118}):
+        lines.append(f"numbers: {wrong} are no elements; restore them, from 0 to 118")
+    return lines
 
 
 def _scan(

@@ -7,11 +7,14 @@ A trajectory is an `xarray.Dataset` with dimensions `time, x, y, z, atom, cartes
 variable                           units           meaning
 ================================== =============== =========================================
 density (time, x, y, z)            angstrom**-d    float32; cell-periodic, end point excluded
+magnetization (time, x, y, z)      angstrom**-d    optional: spin up minus spin down
 positions (time, atom, cartesian)  angstrom        nuclei
 velocities (time, atom, cartesian) angstrom/fs
 forces (time, atom, cartesian)     eV/angstrom
 numbers (atom)                     1               atomic numbers
+valence_charge (atom)              1               optional: electrons that the atom brings
 cell (vector, cartesian)           angstrom        lattice vectors in rows
+or (time, vector, cartesian)       angstrom        where the cell moves (constant pressure)
 pbc (cartesian)                    1               periodic directions
 time (time)                        fs              **NaN: the frame is not committed**
 energy, temperature, n_electrons   eV, K, 1        one value per frame; NaN: unknown
@@ -24,17 +27,13 @@ a finite time are complete. On restart a half-written frame is overwritten. This
 replacing files in one piece (temporary file, then rename). There is no fsync: it covers the
 death of a process, not the loss of power. One writer at a time.
 
-A store may hold several runs as groups (`lithium.zarr/run-1`); the attribute `splits` of its
-root then says which frames are for training, validation and test.
+A store may hold several runs as groups (`lithium.zarr/run-1`); :mod:`densitykit.io.splits` says
+which frames are for training, validation and test.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,33 +46,27 @@ from zarr.codecs import BloscCodec
 
 from densitykit.io.schema import (
     SCHEMA_VERSION,
-    PathLike,
     Variable,
     bit_round,
     checked_arrays,
     count_committed,
-    fault,
-    locate,
-    open_arrays,
-    raise_any,
-    recover,
     schema_for,
+)
+from densitykit.io.store import (
+    PathLike,
+    fault,
+    history,
+    locate,
+    plain_attributes,
+    recover,
     sibling,
-    split_problems,
     swap,
 )
 
-__all__ = [
-    "TrajectoryWriter",
-    "copy_frames",
-    "create_trajectory",
-    "extend_trajectory",
-    "pack_trajectory",
-    "write_splits",
-]
+__all__ = ["TrajectoryWriter", "copy_frames", "create_trajectory"]
 
-_QUANTITIES = ("valence", "total", "pseudo")
-_CODECS = {
+QUANTITIES = ("valence", "total", "core", "pseudo")
+CODECS = {
     "lossless": BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
     "fast": BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
     "none": None,
@@ -90,10 +83,12 @@ def create_trajectory(
     *,
     n_frames: int,
     grid: tuple[int, ...],
-    cell: ArrayLike,
+    cell: ArrayLike | None,
     numbers: ArrayLike | None = None,
+    valence_charges: ArrayLike | None = None,
     pbc: bool | Iterable[bool] = True,
     quantity: str = "valence",
+    magnetization: bool = False,
     attrs: Mapping[str, Any] | None = None,
     extra_scalars: Mapping[str, str] | None = None,
     codec: str = "lossless",
@@ -114,13 +109,16 @@ def create_trajectory(
         Points along each lattice vector, shape (d,), d from 1 to 3.
     cell
         Lattice vectors in rows, angstrom, shape (d, d); or the edges of an orthorhombic cell,
-        shape (d,) or a scalar.
-    numbers
-        Atomic numbers, shape (atom,). Without them there are no per-atom variables.
+        shape (d,) or a scalar; or None: each frame brings its own.
+    numbers, valence_charges
+        Atomic numbers, and the electrons that each atom gives the density, shape (atom,).
+        Without numbers there are no per-atom variables.
     pbc
         Periodic or not: one value, or one per direction, shape (d,).
     quantity
-        What the density counts: "valence", "total" or "pseudo".
+        What the density counts: "valence", "total", "core" or "pseudo".
+    magnetization
+        Make room for the difference of the spins.
     attrs
         Provenance: engine, functional, cutoff, seed, licence, ... Becomes the root attributes.
     extra_scalars
@@ -146,29 +144,30 @@ def create_trajectory(
     """
     path = Path(path)
     _claim(path, overwrite)
-    if n_frames < 1 or codec not in _CODECS or quantity not in _QUANTITIES:
+    if n_frames < 1 or codec not in CODECS or quantity not in QUANTITIES:
         problem = f"n_frames={n_frames}, codec={codec!r}, quantity={quantity!r}"
-        fix = f"use n_frames > 0, a codec of {list(_CODECS)} and a quantity of {_QUANTITIES}"
+        fix = f"use n_frames > 0, a codec of {list(CODECS)} and a quantity of {QUANTITIES}"
         raise fault(path, "density", problem, fix)
-    constants = _constants(path, grid, cell, pbc, numbers)
-    details = {"quantity": quantity, "grid": "cell-periodic, end point excluded"}
+    n_dim = len(grid)
+    if not 1 <= n_dim <= 3 or min(grid) < 1:
+        raise fault(path, "density", f"the grid is {grid}", "give 1 to 3 positive lengths")
+    constants = {"pbc": np.broadcast_to(np.asarray(pbc, dtype=bool), n_dim)}
+    constants |= {} if cell is None else {"cell": checked_cell(path, cell, n_dim)}
+    constants |= _constant_atoms(path, numbers, valence_charges)
     if keepbits is not None:
         bit_round(0.0, keepbits)  # raises now rather than at the first frame
-        details["keepbits"] = keepbits
-    if resolution is not None:
-        details["resolution"] = resolution
-    if allow_negative:
-        details["allow_negative"] = True
-    schema = schema_for(len(grid))
-    schema |= {n: Variable(("time",), u, n) for n, u in (extra_scalars or {}).items()}
-    sizes = {"time": n_frames, "vector": len(grid), "cartesian": len(grid)}
-    sizes |= dict(zip("xyz", grid, strict=False))
-    if numbers is not None:
-        sizes["atom"] = constants["numbers"].size
+    details = {"keepbits": keepbits, "resolution": resolution, "quantity": quantity}
+    details |= {"allow_negative": allow_negative or None}
+    details = plain_attributes(details | {"grid": "cell-periodic, end point excluded"})
+    sizes = {"time": n_frames, "vector": n_dim, "cartesian": n_dim} | dict(zip("xyz", grid, strict=False))
+    sizes |= {} if numbers is None else {"atom": len(constants["numbers"])}
+    left_out = {"magnetization"} - ({"magnetization"} if magnetization else set())
+    left_out |= {"valence_charge"} - constants.keys()
     group = _new_group(path, attrs or {})
-    for name, variable in schema.items():
-        if sizes.keys() >= set(variable.dims):  # without atoms, no per-atom variables
-            _allocate(group, name, variable, sizes, _CODECS[codec], details)
+    for name in schema_for(n_dim).keys() - left_out:
+        allocate(group, name, sizes, n_dim, CODECS[codec], details, moving_cell=cell is None)
+    for name, unit in (extra_scalars or {}).items():
+        allocate(group, name, sizes, n_dim, unit=unit)
     for name, values in constants.items():
         group[name][:] = values
     swap(path)
@@ -183,17 +182,8 @@ def _claim(path: Path, overwrite: bool) -> None:
         raise fault(path, "store", "the path already exists", fix)
 
 
-def _constants(
-    path: Path,
-    grid: tuple[int, ...],
-    cell: ArrayLike,
-    pbc: bool | Iterable[bool],
-    numbers: ArrayLike | None,
-) -> dict[str, NDArray]:
-    """Return the variables that do not depend on time, checked and in full shape."""
-    n_dim = len(grid)
-    if not 1 <= n_dim <= 3 or min(grid) < 1:
-        raise fault(path, "density", f"the grid is {grid}", "give 1 to 3 positive lengths")
+def checked_cell(path: Path, cell: ArrayLike, n_dim: int) -> NDArray[np.float64]:
+    """Return lattice vectors in rows, shape (d, d); TrajectoryError if they span no cell."""
     cell = np.asarray(cell, dtype=np.float64)
     if cell.ndim < 2 and cell.size in (1, n_dim):
         cell = np.diag(np.broadcast_to(cell, n_dim))
@@ -201,10 +191,26 @@ def _constants(
     if not finite or np.linalg.matrix_rank(cell) < n_dim:
         fix = f"give {n_dim} independent lattice vectors in rows, in angstrom"
         raise fault(path, "cell", f"{cell.tolist()} spans no cell in {n_dim}-D", fix)
-    constants = {"cell": cell, "pbc": np.broadcast_to(np.asarray(pbc, dtype=bool), n_dim)}
-    if numbers is not None:
-        constants["numbers"] = np.ravel(np.asarray(numbers, dtype=np.int64))
-    return constants
+    return cell
+
+
+def _constant_atoms(
+    path: Path, numbers: ArrayLike | None, charges: ArrayLike | None
+) -> dict[str, NDArray]:
+    """Return what is known of the atoms for all times, checked."""
+    if numbers is None:
+        return {}
+    atoms = {"numbers": np.ravel(np.asarray(numbers))}
+    whole = np.equal(atoms["numbers"], np.round(atoms["numbers"])).all()
+    if not whole or not ((atoms["numbers"] >= 0) & (atoms["numbers"] <= 118)).all():
+        problem = f"{sorted(set(atoms['numbers'].tolist()))} are not atomic numbers"
+        raise fault(path, "numbers", problem, "give whole numbers from 0 to 118")
+    if charges is not None:
+        atoms["valence_charge"] = np.asarray(charges, dtype=float)
+        if atoms["valence_charge"].shape != atoms["numbers"].shape:
+            problem = f"{np.size(charges)} values for {len(atoms['numbers'])} atoms"
+            raise fault(path, "valence_charge", problem, "give one for each atom")
+    return atoms
 
 
 def _new_group(path: Path, attrs: Mapping[str, Any]) -> zarr.Group:
@@ -213,49 +219,48 @@ def _new_group(path: Path, attrs: Mapping[str, Any]) -> zarr.Group:
     root = next((i for i, folder in enumerate(path.parents) if folder.suffix == ".zarr"), -1)
     for folder in reversed(path.parents[: root + 1]):
         zarr.open_group(folder, mode="a")
-    attrs = {**attrs, "schema_version": SCHEMA_VERSION}
-    attrs["history"] = _history("created", attrs.get("history"))
-    # JSON knows nothing of numpy: arrays and scalars become lists and numbers
-    attrs = json.loads(json.dumps(attrs, default=lambda value: value.tolist()))
+    attrs = plain_attributes({**attrs, "schema_version": SCHEMA_VERSION})
+    attrs["history"] = history("created", attrs.get("history"))
     return zarr.open_group(sibling(path, "new"), mode="w", attributes=attrs)
 
 
-def _allocate(
+def allocate(
     group: zarr.Group,
     name: str,
-    variable: Variable,
     sizes: Mapping[str, int],
-    codec: BloscCodec | None,
-    details: Mapping[str, Any],
+    n_dim: int,
+    codec: BloscCodec | None = None,
+    details: Mapping[str, Any] | None = None,
+    *,
+    unit: str = "1",
+    moving_cell: bool = False,
 ) -> None:
-    """Create one empty array. A flat key (`c.5.0.0.0`) makes one inode per frame, not four."""
-    shape = tuple(sizes[dim] for dim in variable.dims)
-    dtype = {"density": "float32", "numbers": "int64", "pbc": "bool"}.get(name, "float64")
-    chunks, attributes = shape, {"units": variable.units, "long_name": variable.long_name}
+    """Create one empty array, unless it needs atoms and there are none.
+
+    A flat key (`c.5.0.0.0`) makes one inode per frame, not four.
+    """
+    variable = schema_for(n_dim).get(name, Variable(("time",), unit, name))
+    dims = ("time", *variable.dims) if name == "cell" and moving_cell else variable.dims
+    if not sizes.keys() >= set(dims):
+        return
+    field, shape = name in ("density", "magnetization"), tuple(sizes[dim] for dim in dims)
+    dtype = {"numbers": "int64", "pbc": "bool"}.get(name, "float32" if field else "float64")
+    attributes = {"units": variable.units, "long_name": variable.long_name}
     if name == "density":
-        chunks = (1, *shape[1:])
         attributes |= {"long_name": f"{details['quantity']} electron density", **details}
-    elif variable.dims[:2] == ("time", "atom"):
-        frame_bytes = 8 * max(1, shape[1] * shape[2])
-        chunks = (min(shape[0], max(1, _ATOM_CHUNK_BYTES // frame_bytes)), *shape[1:])
+    frames = max(1, _ATOM_CHUNK_BYTES // (8 * max(1, int(np.prod(shape[1:])))))
+    chunks = (1 if field else min(shape[0], frames) if len(shape) == 3 else shape[0], *shape[1:])
     group.create_array(
         name,
         shape=shape,
         chunks=tuple(max(1, size) for size in chunks),
         dtype=dtype,
         fill_value=np.nan if dtype.startswith("float") else 0,
-        compressors=codec if name == "density" else "auto",
+        compressors=codec if field else "auto",
         chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=variable.dims,
+        dimension_names=dims,
         attributes=attributes,
     )
-
-
-def _history(event: str, previous: str | None = None) -> str:
-    from densitykit import __version__
-
-    line = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} densitykit {__version__}: {event}"
-    return f"{previous}\n{line}" if previous else line
 
 
 class TrajectoryWriter:
@@ -296,8 +301,7 @@ class TrajectoryWriter:
         self.n_committed = count_committed(self.path, self._arrays["time"])
         self._scalars = {name: array[:] for name, array in scalar.items()}
         self._density = self._arrays["density"]
-        volume = np.abs(np.linalg.det(self._arrays["cell"][:]))
-        self._voxel = float(volume) / np.prod(self._density.shape[1:])
+        self._cell = self._arrays["cell"][:] if self._arrays["cell"].ndim == 2 else None
         self.n_frames = self._density.shape[0]
 
     @property
@@ -325,6 +329,9 @@ class TrajectoryWriter:
         forces: ArrayLike | None = None,
         energy: float = np.nan,
         temperature: float = np.nan,
+        *,
+        cell: ArrayLike | None = None,
+        magnetization: ArrayLike | None = None,
         **extra: float,
     ) -> int:
         """Write and commit one frame. Nothing is written if any of the input is bad.
@@ -339,6 +346,10 @@ class TrajectoryWriter:
             angstrom, angstrom/fs and eV/angstrom, shape (atom, cartesian).
         energy, temperature
             eV and K.
+        cell
+            Of this frame, angstrom, where the cell moves.
+        magnetization
+            angstrom**-d, shape `grid`, where the store has room for it.
         **extra
             Values of the `extra_scalars` that the store was created with.
 
@@ -358,10 +369,15 @@ class TrajectoryWriter:
             raise fault(self.path, "time", f"the store is full, n_frames={frame}", fix)
         given = {"time": time, "energy": energy, "temperature": temperature, **extra}
         scalars = self._checked_scalars(given)
-        arrays = {"density": self._checked_density(density)}
+        arrays = {"density": self._checked_field("density", density)}
+        if magnetization is not None or "magnetization" in self._arrays:
+            arrays["magnetization"] = self._checked_field("magnetization", magnetization)
         given = {"positions": positions, "velocities": velocities, "forces": forces}
         arrays |= self._checked_atoms(given)
-        scalars["n_electrons"] = self._voxel * float(arrays["density"].sum(dtype=np.float64))
+        of_frame = self._checked_cell(cell)
+        arrays |= {} if of_frame is self._cell else {"cell": of_frame}
+        volume = abs(np.linalg.det(of_frame))
+        scalars["n_electrons"] = volume * float(arrays["density"].mean(dtype=np.float64))
         for name, values in arrays.items():
             self._arrays[name][frame] = values
         scalars["time"] = scalars.pop("time")  # the commit mark goes last
@@ -387,20 +403,34 @@ class TrajectoryWriter:
         # all of them, so that a value of an earlier, half-written frame does not survive
         return dict.fromkeys(names, np.nan) | {n: v for n, v in given.items() if n in names}
 
-    def _checked_density(self, density: ArrayLike) -> NDArray[np.float32]:
-        """Return the density as it will be stored."""
+    def _checked_cell(self, cell: ArrayLike | None) -> NDArray[np.float64]:
+        """Return the cell of the frame to come."""
+        if (cell is None) != (self._cell is not None):
+            problem = "the cell is constant" if cell is not None else "each frame has its own"
+            fix = "use cell=None in create_trajectory and give it with each frame, or do neither"
+            raise fault(self.path, "cell", problem, fix)
+        return self._cell if cell is None else checked_cell(self.path, cell, self._density.ndim - 1)
+
+    def _checked_field(self, name: str, field: ArrayLike | None) -> NDArray[np.float32]:
+        """Return values on the grid as they will be stored."""
+        if name not in self._arrays:
+            fix = "drop the argument, or create the store with magnetization=True"
+            raise fault(self.path, name, "the store has no such variable", fix)
+        if field is None:
+            return np.full(self._density.shape[1:], np.nan, np.float32)
         with np.errstate(over="ignore"):  # beyond float32 becomes inf, reported below
-            values = np.asarray(density).astype(np.float32)
+            values = np.asarray(field).astype(np.float32)
         if values.shape != self._density.shape[1:]:
             problem = f"the shape is {values.shape}, not {self._density.shape[1:]}"
-            raise fault(self.path, "density", problem, "resample it onto the grid of the store")
+            raise fault(self.path, name, problem, "resample it onto the grid of the store")
         if not np.isfinite(values).all():
             problem = f"{np.count_nonzero(~np.isfinite(values))} values are not finite"
-            raise fault(self.path, "density", problem, "pass finite values, within float32")
-        if values.min() < 0 and not self._density.attrs.get("allow_negative", False):
+            raise fault(self.path, name, problem, "pass finite values, within float32")
+        signed = name == "magnetization" or self._density.attrs.get("allow_negative", False)
+        if values.min() < 0 and not signed:
             problem = f"{np.count_nonzero(values < 0)} values are negative, down to {values.min()}"
             fix = "clip them knowingly, or create the store with allow_negative=True"
-            raise fault(self.path, "density", problem, fix)
+            raise fault(self.path, name, problem, fix)
         keepbits, step = map(self._density.attrs.get, ("keepbits", "resolution"))
         values = values if keepbits is None else bit_round(values, keepbits)
         return values if step is None else np.round(values / step).astype(np.float32) * step
@@ -447,113 +477,3 @@ def copy_frames(run: xr.Dataset, writer: TrajectoryWriter, *, progress: bool = T
         values = {name: run[name][i].values for name in names}
         # what nobody has given is NaN in the store, and not given again
         writer.append(**{n: v for n, v in values.items() if not np.isnan(v).all()})
-
-
-def extend_trajectory(path: PathLike, n_frames: int) -> TrajectoryWriter:
-    """Lengthen a trajectory to `n_frames` and return a new writer for it.
-
-    Lengthening variables one by one would leave a store with conflicting lengths if killed
-    between two of them. So a neighbour is built, in which the data are hard links (copies where
-    the file system has none), and takes the place of the store when it is complete.
-
-    Parameters
-    ----------
-    path
-        The group of the trajectory. Writers opened before must not be used any more.
-    n_frames
-        The new length, larger than the present one.
-
-    Raises
-    ------
-    TrajectoryError
-        The store is missing or broken, or `n_frames` does not lengthen it.
-    """
-    path = Path(path)
-    length = TrajectoryWriter(path).n_frames
-    if n_frames <= length:
-        raise fault(path, "time", f"n_frames={n_frames} is no longer than {length}", "use more")
-    new = sibling(path, "new")
-    shutil.copytree(path, new, copy_function=_link)
-    for array in open_arrays(new, "r+")[0].values():
-        if array.metadata.dimension_names[0] == "time":
-            array.resize((n_frames, *array.shape[1:]))  # replaces the link to zarr.json
-    attrs = zarr.open_group(new, mode="r+").attrs
-    attrs["history"] = _history(f"extended to {n_frames} frames", attrs.get("history"))
-    swap(path)
-    return TrajectoryWriter(path)
-
-
-def pack_trajectory(path: PathLike, frames_per_shard: int = 64) -> None:
-    """Rewrite a finished trajectory with many frames in one file, for keeping and copying.
-
-    Only committed frames are kept, the density in shards (each frame stays a chunk of its own,
-    so reading is as before). A packed store is not meant to be appended to: every append would
-    rewrite a shard. A kill leaves the store as it was.
-
-    Parameters
-    ----------
-    path
-        The group of the trajectory.
-    frames_per_shard
-        Frames in one file.
-
-    Raises
-    ------
-    TrajectoryError
-        The store is missing or broken.
-    """
-    path = Path(path)
-    recover(path)
-    arrays = checked_arrays(locate(path))
-    count = count_committed(path, arrays["time"])
-    attrs = dict(zarr.open_group(path, mode="r").attrs)
-    attrs["history"] = _history(f"packed {count} frames", attrs.get("history"))
-    group = zarr.open_group(sibling(path, "new"), mode="w", attributes=attrs)
-    for name, array in arrays.items():
-        moves = array.metadata.dimension_names[0] == "time"
-        length = count if moves else array.shape[0]
-        shape = (length, *array.shape[1:])
-        sharded = {"chunks": (1, *shape[1:]), "shards": (frames_per_shard, *shape[1:])}
-        new = group.create_array(
-            name,
-            shape=shape,
-            dtype=array.dtype,
-            fill_value=array.fill_value,
-            compressors=_CODECS["packed"],
-            chunk_key_encoding={"name": "default", "separator": "."},
-            dimension_names=array.metadata.dimension_names,
-            attributes=dict(array.attrs),
-            **(sharded if name == "density" else {"chunks": shape}),
-        )
-        step = frames_per_shard if moves else length
-        for start in range(0, length, step):
-            new[start : start + step] = array[start : min(start + step, length)]
-    swap(path)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def write_splits(path: PathLike, splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the splits of a store into the attributes of its root, replacing earlier ones.
-
-    Parameters
-    ----------
-    path
-        The root group.
-    splits
-        Name to frames, half-open: `{"train": {"run": "run-1", "start": 0, "stop": 400}}`.
-        Where the root is itself a trajectory, its run is called ".".
-
-    Raises
-    ------
-    TrajectoryError
-        A run is missing, frames are not committed, or two splits overlap.
-    """
-    path = locate(path)
-    raise_any(path, split_problems(path, splits))
-    zarr.open_group(path, mode="r+").attrs["splits"] = {n: dict(s) for n, s in splits.items()}
