@@ -45,14 +45,15 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _describe(arguments: argparse.Namespace) -> int:
-    from densitykit.io.reader import summarise
+    from densitykit.io.describe import summarise
 
     print(summarise(arguments.path))
     return 0
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from densitykit.io.formats import convert, split_in_time
+    from densitykit.io.formats import convert
+    from densitykit.io.splits import split_in_time
 
     options = {"keepbits": arguments.keepbits, "allow_negative": arguments.allow_negative}
     convert(arguments.files, arguments.out, time_step=arguments.time_step, **options)
@@ -195,7 +196,8 @@ def _add_train(commands: Commands) -> None:
 
 def _rollout(arguments: argparse.Namespace) -> int:
     from densitykit.data.windows import Windows
-    from densitykit.io.reader import open_split, summarise
+    from densitykit.io.describe import summarise
+    from densitykit.io.reader import open_split
     from densitykit.models import FieldEmulator, load_model
     from densitykit.rollout import Thermostat, check_emulator, rollout
 

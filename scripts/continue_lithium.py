@@ -21,7 +21,8 @@ from ase.units import Ry
 
 from densitykit.generate.dynamics import energy_drift, molecular_dynamics
 from densitykit.generate.espresso import Espresso
-from densitykit.io.reader import open_trajectory, summarise
+from densitykit.io.describe import summarise
+from densitykit.io.reader import open_trajectory
 from densitykit.io.writer import TrajectoryWriter, copy_frames, create_trajectory
 
 TIME_STEP, INTERVAL = 3.0, 2

@@ -25,11 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from densitykit.fields import resample
 from densitykit.io.reader import open_trajectory
-from densitykit.io.writer import copy_frames, create_trajectory, pack_trajectory, write_splits
+from densitykit.io.rebuild import pack_trajectory
+from densitykit.io.splits import read_splits, write_splits
+from densitykit.io.writer import copy_frames, create_trajectory
 from densitykit.metrics import relative_l2
 
 GRID = (24, 24, 24)
@@ -101,7 +102,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for run in RUNS:
         import_run(arguments.source / f"{run}.zarr", arguments.target / run)
-    kept = arguments.splits_of and zarr.open_group(arguments.splits_of, mode="r").attrs["splits"]
+    kept = arguments.splits_of and read_splits(arguments.splits_of)
     write_splits(arguments.target, kept or splits(arguments.target))
     report(arguments.source, arguments.target)
 

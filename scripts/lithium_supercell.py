@@ -25,7 +25,8 @@ from ase import Atoms
 from densitykit.data.windows import step_generator
 from densitykit.generate.snapshots import System, generate_snapshots
 from densitykit.generate.systems import plane_waves
-from densitykit.io.reader import open_split, summarise
+from densitykit.io.describe import summarise
+from densitykit.io.reader import open_split
 from densitykit.models import load_nuclear
 from densitykit.models.nuclear.emulator import supercell, thermal_velocities
 

@@ -21,7 +21,8 @@ from ase import Atoms
 from densitykit.cells import cubic_edge
 from densitykit.generate.snapshots import System, generate_snapshots
 from densitykit.generate.systems import plane_waves
-from densitykit.io.reader import open_split, summarise
+from densitykit.io.describe import summarise
+from densitykit.io.reader import open_split
 
 VOLUMES = (1.0, 0.8, 0.88, 0.94, 1.06, 1.14, 1.25)
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-import zarr
 
 from densitykit.analysis.modes import allowed_waves, nuclear_modes, static_structure
 from densitykit.assess import one_step_errors, rollout_table
@@ -17,6 +16,7 @@ from densitykit.data.transforms import LogNormal
 from densitykit.data.windows import StatePairs, load_pairs, step_generator
 from densitykit.fields import n_electrons
 from densitykit.io.reader import open_runs, open_split, open_trajectory
+from densitykit.io.splits import read_splits
 from densitykit.io.validate import validate_trajectory
 from densitykit.metrics import relative_l2, split_half_floor
 from densitykit.models import NuclearEmulator, load_model, read_provenance
@@ -51,7 +51,7 @@ def test_the_data_are_valid():
 
 
 def test_the_splits_are_apart():
-    splits = dict(zarr.open_group(STORE, mode="r").attrs)["splits"]
+    splits = read_splits(STORE)
     assert set(splits) == {"train", "validation", "test"}
     assert splits["train"]["run"] == splits["validation"]["run"] != splits["test"]["run"]
     train, validation = (open_split(STORE, name).time.values for name in ("train", "validation"))

@@ -21,7 +21,8 @@ from densitykit.cli import main, parser
 from densitykit.data.windows import load_pairs
 from densitykit.errors import TrajectoryError
 from densitykit.io.reader import open_trajectory
-from densitykit.io.writer import create_trajectory, write_splits
+from densitykit.io.splits import write_splits
+from densitykit.io.writer import create_trajectory
 from densitykit.models import SurrogateUNet, load_model, read_provenance, save_model
 from densitykit.rollout import rollout
 

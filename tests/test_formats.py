@@ -15,10 +15,12 @@ from ase.units import Bohr
 from densitykit.errors import TrajectoryError
 from densitykit.fields import n_electrons
 from densitykit.io import formats
-from densitykit.io.formats import convert, read_frames, split_in_time, write_cube
+from densitykit.io.formats import convert, read_frames, write_cube
 from densitykit.io.reader import open_split, open_trajectory
-from densitykit.io.schema import sibling
-from densitykit.io.writer import create_trajectory, pack_trajectory
+from densitykit.io.rebuild import pack_trajectory
+from densitykit.io.splits import split_in_time
+from densitykit.io.store import sibling
+from densitykit.io.writer import create_trajectory
 
 Make = Callable[..., Path]
 CELL = np.array([[5.0, 0.0, 0.0], [1.0, 6.0, 0.0], [0.0, -0.5, 7.0]])
@@ -366,7 +368,7 @@ def test_gaps_must_leave_something(mock_trajectory: Make) -> None:
 
 @pytest.mark.parametrize("gap", [np.nan, np.inf, -3.0])
 def test_gaps_are_lengths_of_time(gap: float, mock_trajectory: Make) -> None:
-    with pytest.raises(TrajectoryError, match="gaps of"):
+    with pytest.raises(TrajectoryError, match="a gap of"):
         split_in_time(mock_trajectory(n_frames=20), gap=gap)
 
 

@@ -24,7 +24,7 @@ from densitykit.data.windows import StatePairs, load_pairs, physical_states
 from densitykit.errors import RolloutError, ShapeError, TrajectoryError
 from densitykit.fields import n_electrons
 from densitykit.io.reader import open_trajectory
-from densitykit.io.writer import write_splits
+from densitykit.io.splits import write_splits
 from densitykit.models import NuclearEmulator, load_model, save_model
 from densitykit.models.nuclear.emulator import Liquid
 from densitykit.rollout import iterate, remembering, rollout

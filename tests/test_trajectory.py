@@ -21,16 +21,18 @@ import xarray as xr
 import zarr
 
 from densitykit.errors import DensityKitError, TrajectoryError
-from densitykit.io.reader import open_split, open_trajectory, summarise
-from densitykit.io.schema import SCHEMA_VERSION, bit_round
-from densitykit.io.validate import validate_trajectory
-from densitykit.io.writer import (
-    TrajectoryWriter,
-    copy_frames,
-    create_trajectory,
+from densitykit.io.describe import summarise
+from densitykit.io.reader import open_split, open_trajectory
+from densitykit.io.rebuild import (
     extend_trajectory,
-    write_splits,
+    free_cell,
+    pack_trajectory,
+    trim_trajectory,
 )
+from densitykit.io.schema import SCHEMA_VERSION, bit_round
+from densitykit.io.splits import read_splits, write_splits
+from densitykit.io.validate import validate_trajectory
+from densitykit.io.writer import TrajectoryWriter, copy_frames, create_trajectory
 
 Make = Callable[..., Path]
 FIXES = "choose clip convert copy correct drop give make move open pass recompute resample "
@@ -188,6 +190,118 @@ def test_summary(mock_trajectory: Make) -> None:
         assert part in text
 
 
+# --- what moves, what is constant, what is optional -------------------------------------------
+
+SKEW = np.array([[4.0, 0, 0], [-2, 2 * np.sqrt(3), 0], [0, 0, 5]])
+
+
+def breathing(path: Path) -> Path:
+    """One electron in a cell that grows: 20 angstrom**3 and 1 more a frame."""
+    writer = create_trajectory(path, n_frames=4, grid=(2, 3, 4), cell=None, numbers=[11, 17])
+    for frame in range(3):
+        cell = np.diag([2.0, 2.0, 5 + frame / 4])
+        density = np.full((2, 3, 4), 1 / (20 + frame))
+        writer.append(density, float(frame), positions=np.full((2, 3), frame), cell=cell)
+    return path
+
+
+def test_a_cell_for_each_frame(tmp_path: Path) -> None:
+    path = breathing(tmp_path / "npt.zarr")
+    ds = open_trajectory(path)
+    assert ds["cell"].dims == ("time", "vector", "cartesian") and set(ds.coords) == {"time"}
+    np.testing.assert_allclose(ds["cell"][:, 2, 2], [5, 5.25, 5.5])
+    np.testing.assert_allclose(ds["n_electrons"], 1, rtol=1e-6)
+    assert validate_trajectory(path) == []
+    assert "one for each frame, volume 20 to 22" in summarise(path)
+    copy = create_trajectory(tmp_path / "copy", n_frames=3, grid=(2, 3, 4), cell=None)
+    copy_frames(ds, copy, progress=False)
+    pack_trajectory(copy.path)
+    xr.testing.assert_equal(open_trajectory(copy.path)["cell"].load(), ds["cell"].load())
+
+
+def test_a_cell_that_begins_to_move(mock_trajectory: Make, mock_density: Callable) -> None:
+    path = mock_trajectory(n_committed=2)
+    writer = free_cell(path)
+    with pytest.raises(TrajectoryError, match="cell: each frame has its own"):
+        writer.append(mock_density(4.0), 4.0)
+    writer.append(mock_density(4.0), 4.0, cell=6.3)
+    edges = open_trajectory(path)["cell"].values[:, [0, 1, 2], [0, 1, 2]]
+    np.testing.assert_allclose(edges, [[6] * 3, [6] * 3, [6.3] * 3])
+    with pytest.raises(TrajectoryError, match="cell: the cell is constant"):
+        TrajectoryWriter(mock_trajectory("b.zarr", n_committed=0)).append(
+            mock_density(0.0), 0.0, cell=6.0
+        )
+
+
+def test_spins_and_valence_charges(tmp_path: Path) -> None:
+    options = {"numbers": [26, 8], "valence_charges": [8, 6], "magnetization": True}
+    writer = create_trajectory(tmp_path / "a", n_frames=2, grid=(2, 2, 2), cell=1.0, **options)
+    writer.append(np.ones((2, 2, 2)), 0.0, magnetization=-np.ones((2, 2, 2)))
+    ds = open_trajectory(writer.path)
+    assert ds["valence_charge"].values.tolist() == [8, 6]
+    assert ds["magnetization"].dtype == np.float32 and (ds["magnetization"] == -1).all()
+    assert "Fe" in summarise(writer.path) and "valence charges 14" in summarise(writer.path)
+    assert validate_trajectory(writer.path) == []
+    with pytest.raises(TrajectoryError, match="valence_charge: 1 values for 2 atoms"):
+        create_trajectory(
+            tmp_path / "b", n_frames=1, grid=(2,), cell=1.0, numbers=[1, 1], valence_charges=[1]
+        )
+    with pytest.raises(TrajectoryError, match="numbers: .* not atomic numbers"):
+        create_trajectory(tmp_path / "b", n_frames=1, grid=(2,), cell=1.0, numbers=[119])
+
+
+def test_trimming_leaves_the_frames(mock_trajectory: Make) -> None:
+    path = mock_trajectory(n_committed=3)
+    before = open_trajectory(path).load()
+    assert trim_trajectory(path) == trim_trajectory(path) == 3
+    plain = xr.open_zarr(path, consolidated=False, chunks=None, decode_times=False)
+    np.testing.assert_array_equal(plain["time"], before["time"])
+    np.testing.assert_array_equal(plain["density"], before["density"])
+    assert validate_trajectory(path) == []
+
+
+def test_everything_survives_netcdf(tmp_path: Path, mock_trajectory: Make) -> None:
+    attrs = {"nested": {"a": [1]}, "yes": True, "unknown": None, "names": ["a", "b"], "n": [1, 2]}
+    path = mock_trajectory(allow_negative=True, attrs=attrs)
+    write_splits(path, {"train": {"run": ".", "start": 0, "stop": 4}})
+    for ds in (
+        open_trajectory(path),
+        open_split(path, "train"),
+        xr.open_zarr(path, consolidated=False, chunks=None, decode_times=False),
+    ):
+        ds.to_netcdf(tmp_path / "a.nc", engine="scipy")
+        back = xr.open_dataset(tmp_path / "a.nc", engine="scipy", decode_times=False)
+        assert json.loads(back.attrs["splits"])["train"]["stop"] == 4
+        assert json.loads(back.attrs["nested"]) == {"a": [1]} and back.attrs["yes"] == 1
+        np.testing.assert_array_equal(back["density"], ds["density"])
+        back.close()
+
+
+def test_splits_of_older_stores(mock_trajectory: Make) -> None:
+    path, splits = mock_trajectory(), {"train": {"run": ".", "start": 0, "stop": 4}}
+    zarr.open_group(path, mode="r+").attrs["splits"] = splits
+    assert read_splits(path) == splits and open_split(path, "train").sizes["time"] == 4
+    zarr.open_group(path, mode="r+").attrs["splits"] = "{"
+    assert_helpful(validate_trajectory(path)[0], "splits")
+
+
+def test_description_of_a_salt(tmp_path: Path) -> None:
+    """Velocities of one component at 300 K on average give that temperature."""
+    numbers, rng = [11] * 400 + [17] * 400, np.random.default_rng(0)
+    masses = np.array([22.98976928] * 400 + [35.45] * 400)
+    path = tmp_path / "salt.zarr"
+    writer = create_trajectory(path, n_frames=2, grid=(2, 2, 2), cell=SKEW, numbers=numbers)
+    for time in (0.0, 2.5):
+        v = rng.normal(size=(800, 3)) * np.sqrt(8.31446e-7 * 300 / masses)[:, None]
+        writer.append(np.ones((2, 2, 2)), time, velocities=v)
+    write_splits(path, {"train": {"run": ".", "start": 0, "stop": 2}})
+    text = summarise(path)
+    for part in ("Na400Cl400", "90.00, 90.00, 120.00", "every 2.5 fs", "train .[0:2]"):
+        assert part in text
+    assert "known: velocities\n" in text
+    assert float(text.split("temperature ")[1].split()[0]) == pytest.approx(300, rel=0.05)
+
+
 # --- bit rounding ----------------------------------------------------------------------------
 
 
@@ -330,6 +444,13 @@ def _transfer(pairs: np.ndarray) -> np.ndarray:
     return np.stack([0 * pairs[:, 0] - 1e-4, pairs.sum(axis=1) + 1e-4], axis=1)
 
 
+def _retype(path: Path, name: str, dtype: str) -> None:
+    old = zarr.open_array(path / name)
+    values, dims, attrs = old[:], old.metadata.dimension_names, dict(old.attrs)
+    options = {"dimension_names": dims, "attributes": attrs, "overwrite": True}
+    zarr.open_group(path).create_array(name, data=values.astype(dtype), **options)
+
+
 def _scale_frame(path: Path) -> None:
     _edit_values(path, "density", 4, lambda rho: rho * 1.01)
     _edit_values(path, "n_electrons", 4, lambda n: n * 1.01)
@@ -408,6 +529,12 @@ WRONG = {
         lambda p: _truncate(p / "positions" / "c.0.0.0"),
         ["positions", "decoded"],
     ),
+    "float-numbers": (lambda p: _retype(p, "numbers", "<f8"), ["numbers", "float64"]),
+    "big-endian": (lambda p: _retype(p, "positions", ">f8"), ["positions", "big-endian"]),
+    "no-elements": (
+        lambda p: _edit_values(p, "numbers", 1, lambda v: 0 * v + 119),
+        ["numbers", "119"],
+    ),
     "flat-cell": (lambda p: _edit_values(p, "cell", 2, lambda v: 0 * v), ["cell", "volume"]),
 }
 
@@ -432,6 +559,16 @@ def test_validation_finds(mock_trajectory: Make, case: str) -> None:
     problems = validate_trajectory(path)
     assert len(problems) == 1
     assert_helpful(problems[0], *parts)
+
+
+@pytest.mark.parametrize("grid, part", [((512, 1, 1), "512 x 1 x 1"), ((0, 4, 4), "empty")])
+def test_odd_grids_are_named(tmp_path: Path, grid: tuple[int, ...], part: str) -> None:
+    path, sound = tmp_path / "a", tuple(max(1, n) for n in grid)
+    create_trajectory(path, n_frames=1, grid=sound, cell=1.0).append(np.ones(sound), 0.0)
+    if sound != grid:
+        _edit_json(path / "density" / "zarr.json", shape=[1, *grid])
+    (problem,) = validate_trajectory(path)
+    assert_helpful(problem, "density", part)
 
 
 def test_validation_finds_everything_at_once(mock_trajectory: Make) -> None:

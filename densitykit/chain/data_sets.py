@@ -20,7 +20,9 @@ import numpy as np
 from densitykit.chain.dynamics import SYSTEMS, TIME_STEP, simulate_chain
 from densitykit.chain.plane_waves import require
 from densitykit.io.reader import open_trajectory
-from densitykit.io.writer import copy_frames, create_trajectory, pack_trajectory, write_splits
+from densitykit.io.rebuild import pack_trajectory
+from densitykit.io.splits import write_splits
+from densitykit.io.writer import copy_frames, create_trajectory
 
 __all__ = ["BUNDLED_STEPS", "TRANSFER_SEEDS", "TRANSFER_STEPS", "chain_dataset"]
 

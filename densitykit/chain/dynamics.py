@@ -42,7 +42,7 @@ from densitykit.chain.kohn_sham import KohnShamSolution, ReducedHartreeFock1D
 from densitykit.chain.plane_waves import require
 from densitykit.chain.screening import InverseDielectric, solve_screened
 from densitykit.io.reader import open_trajectory
-from densitykit.io.schema import load_arrays, save_arrays
+from densitykit.io.store import load_arrays, save_arrays
 from densitykit.io.writer import TrajectoryWriter, create_trajectory
 from densitykit.units import ATOMIC_TIME, BOHR, BOLTZMANN_HARTREE, HARTREE
 
@@ -251,7 +251,7 @@ def _open_writer(
     """Create the trajectory, or open the one there is if it was made in the same way."""
     recipe = json.loads(json.dumps(recipe, default=float))
     if path.exists():
-        made = open_trajectory(path).attrs.get("recipe", {})
+        made = json.loads(open_trajectory(path).attrs.get("recipe", "{}"))
         for key in recipe:
             fix = "choose another path, or ask for the same again"
             require(made.get(key) == recipe[key], f"{path}: {key}", made.get(key), fix)

@@ -26,7 +26,8 @@ def _lithium(arguments: argparse.Namespace) -> int:
     from densitykit.generate.dynamics import energy_drift, molecular_dynamics
     from densitykit.generate.espresso import Espresso
     from densitykit.generate.geometries import lithium
-    from densitykit.io.reader import open_trajectory, summarise
+    from densitykit.io.describe import summarise
+    from densitykit.io.reader import open_trajectory
 
     atoms = lithium(arguments.size, arguments.seed)
     engine = Espresso(
@@ -62,7 +63,7 @@ def _chain(arguments: argparse.Namespace) -> int:
     """Molecular dynamics of a one-dimensional chain, or the whole data set of one."""
     from densitykit.chain.data_sets import chain_dataset
     from densitykit.chain.dynamics import simulate_chain
-    from densitykit.io.reader import summarise
+    from densitykit.io.describe import summarise
 
     if arguments.dataset:
         (path,) = chain_dataset(arguments.out, [arguments.model])
@@ -82,7 +83,7 @@ def _chain(arguments: argparse.Namespace) -> int:
 def _static(arguments: argparse.Namespace) -> int:
     """Independent snapshots, each with its density."""
     from densitykit.generate.systems import generate
-    from densitykit.io.reader import summarise
+    from densitykit.io.describe import summarise
 
     path = generate(
         arguments.system,

@@ -33,7 +33,7 @@ from densitykit.fields import resample
 from densitykit.generate.engine import Engine
 from densitykit.generate.jobs import Result, close_engines, evaluate
 from densitykit.generate.snapshots import grid_shape
-from densitykit.io.schema import PathLike, load_arrays, save_arrays
+from densitykit.io.store import PathLike, load_arrays, save_arrays
 
 __all__ = ["Series", "convergence_table", "grid_table"]
 

@@ -36,8 +36,9 @@ from tqdm.auto import tqdm
 from densitykit.errors import GenerationError
 from densitykit.generate.engine import Engine
 from densitykit.io.reader import open_trajectory
-from densitykit.io.schema import load_arrays, save_arrays
-from densitykit.io.writer import TrajectoryWriter, create_trajectory, extend_trajectory
+from densitykit.io.rebuild import extend_trajectory
+from densitykit.io.store import load_arrays, save_arrays
+from densitykit.io.writer import TrajectoryWriter, create_trajectory
 
 __all__ = ["energy_drift", "molecular_dynamics"]
 

@@ -35,8 +35,9 @@ from tqdm.auto import tqdm
 from densitykit.errors import GenerationError
 from densitykit.generate.engine import Engine
 from densitykit.generate.jobs import Result, evaluate_all
-from densitykit.io.schema import PathLike, load_arrays, recover, save_arrays
-from densitykit.io.writer import TrajectoryWriter, create_trajectory, write_splits
+from densitykit.io.splits import read_splits, write_splits
+from densitykit.io.store import PathLike, load_arrays, recover, save_arrays
+from densitykit.io.writer import TrajectoryWriter, create_trajectory
 
 try:
     import fcntl
@@ -285,7 +286,7 @@ def _write_splits(system: System, root: Path, path: Path, n: int) -> None:
     run = str(path.relative_to(root))
     ends = np.array([0, *accumulate(system.splits.values())])
     ends = np.rint(ends * (n / ends[-1])).astype(int).tolist()
-    splits = dict(zarr.open_group(root, mode="r").attrs.get("splits", {}))
+    splits = read_splits(root)
     for name, start, stop in zip(system.splits, ends, ends[1:], strict=False):
         if start < stop:
             label = name if run == "." else f"{name}-{run}"

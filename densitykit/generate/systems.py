@@ -37,7 +37,7 @@ from densitykit.generate.convergence import Series, convergence_table
 from densitykit.generate.geometries import MOLECULES, aluminium, lithium, molecule
 from densitykit.generate.snapshots import System, generate_snapshots
 from densitykit.generate.water import water
-from densitykit.io.schema import PathLike
+from densitykit.io.store import PathLike
 
 __all__ = ["SIZES", "TEMPERATURES", "convergence", "generate", "system", "systems"]
 

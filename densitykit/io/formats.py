@@ -23,15 +23,11 @@ from tqdm.auto import tqdm
 
 from densitykit.errors import DensityKitError, TrajectoryError
 from densitykit.io.reader import open_trajectory
-from densitykit.io.schema import PathLike, fault, recover
-from densitykit.io.writer import (
-    TrajectoryWriter,
-    create_trajectory,
-    extend_trajectory,
-    write_splits,
-)
+from densitykit.io.rebuild import extend_trajectory
+from densitykit.io.store import PathLike, fault, recover
+from densitykit.io.writer import TrajectoryWriter, create_trajectory
 
-__all__ = ["Frame", "convert", "read_frames", "split_in_time", "write_cube"]
+__all__ = ["Frame", "convert", "read_frames", "write_cube"]
 
 _CUBE, _VASP = (".cube", ".cub"), ("CHG", "AECCAR", "PARCHG")
 _PACKED = (".gz", ".bz2", ".xz", ".zip")
@@ -140,45 +136,6 @@ def convert(
         except TrajectoryError as error:
             raise TrajectoryError(f"{path}, for {error}") from error
     return out
-
-
-def split_in_time(
-    path: PathLike, fractions: Sequence[float] = (0.7, 0.1, 0.2), gap: float = 0.0
-) -> dict[str, dict[str, Any]]:
-    """Cut a run into train, validation and test, one after another, and write the splits.
-
-    Parameters
-    ----------
-    path
-        A store that is one run.
-    fractions
-        Of the run, for the three; they sum to at most one.
-    gap
-        Time left out between them, fs: longer than the density remembers, for a fair test. A
-        second, independent run makes a better one.
-
-    Raises
-    ------
-    TrajectoryError
-        Impossible fractions, or a run too short for them.
-    """
-    with open_trajectory(path) as run:
-        times = run["time"].values
-    ends = np.round(np.cumsum(fractions) * len(times) + 1e-9).astype(int)
-    sound = len(ends) == 3 and min(fractions) > 0 and ends[-1] <= len(times) and 0 <= gap < np.inf
-    after = np.append(times, np.inf)[ends[:-1]] + gap - 1e-6 if sound else []
-    starts = [0, *np.searchsorted(times, after)]
-    if not sound or (ends <= starts).any():
-        raise TrajectoryError(
-            f"{path}: {len(times)} frames cannot be cut into {list(fractions)} with gaps of "
-            f"{gap:g} fs; give three fractions, or a longer run"
-        )
-    splits = {
-        name: {"run": ".", "start": int(first), "stop": int(last)}
-        for name, first, last in zip(("train", "validation", "test"), starts, ends, strict=True)
-    }
-    write_splits(path, splits)
-    return splits
 
 
 def write_cube(run: xr.Dataset, frame: int, path: PathLike) -> None:

@@ -1,4 +1,4 @@
-"""Stores rewritten as a whole: longer, no longer than their frames, packed, with a cell that moves.
+"""Stores rewritten as a whole: longer, as long as their frames, packed, with a moving cell.
 
 A neighbour is built and takes the place of the store when it is complete; a kill leaves the old.
 Writers opened before must not be used any more.

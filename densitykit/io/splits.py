@@ -1,8 +1,8 @@
 """Which frames of a store are for training, validation and test.
 
-The attribute `splits` of its root is JSON text (older stores: a mapping), name to frames, half-open:
-`{"train": {"run": "run-1", "start": 0, "stop": 400}}`. Where the root is itself a trajectory, its
-run is called ".".
+The attribute `splits` of its root is JSON text (in older stores a mapping), name to frames,
+half-open: `{"train": {"run": "run-1", "start": 0, "stop": 400}}`. Where the root is itself a
+trajectory, its run is called ".".
 """
 
 from __future__ import annotations

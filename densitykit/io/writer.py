@@ -159,7 +159,8 @@ def create_trajectory(
     details = {"keepbits": keepbits, "resolution": resolution, "quantity": quantity}
     details |= {"allow_negative": allow_negative or None}
     details = plain_attributes(details | {"grid": "cell-periodic, end point excluded"})
-    sizes = {"time": n_frames, "vector": n_dim, "cartesian": n_dim} | dict(zip("xyz", grid, strict=False))
+    sizes = {"time": n_frames, "vector": n_dim, "cartesian": n_dim}
+    sizes |= dict(zip("xyz", grid, strict=False))
     sizes |= {} if numbers is None else {"atom": len(constants["numbers"])}
     left_out = {"magnetization"} - ({"magnetization"} if magnetization else set())
     left_out |= {"valence_charge"} - constants.keys()
@@ -409,7 +410,9 @@ class TrajectoryWriter:
             problem = "the cell is constant" if cell is not None else "each frame has its own"
             fix = "use cell=None in create_trajectory and give it with each frame, or do neither"
             raise fault(self.path, "cell", problem, fix)
-        return self._cell if cell is None else checked_cell(self.path, cell, self._density.ndim - 1)
+        return (
+            self._cell if cell is None else checked_cell(self.path, cell, self._density.ndim - 1)
+        )
 
     def _checked_field(self, name: str, field: ArrayLike | None) -> NDArray[np.float32]:
         """Return values on the grid as they will be stored."""

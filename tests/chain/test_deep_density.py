@@ -18,7 +18,8 @@ from densitykit.chain.recipes import train_paper, train_smooth
 from densitykit.chain.snapshots import ChainSnapshots, load_snapshots, score
 from densitykit.chain.training import cosine_rate, fit_linear, train_ensemble
 from densitykit.errors import CheckpointError, ShapeError, TrajectoryError
-from densitykit.io.writer import create_trajectory, write_splits
+from densitykit.io.splits import write_splits
+from densitykit.io.writer import create_trajectory
 from densitykit.metrics import relative_l1, relative_l2
 from densitykit.models import DeepDensity1D, SmoothDensity1D, load_model, save_model
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from densitykit.io.writer import write_splits
+from densitykit.io.splits import write_splits
 from densitykit.models import LatentDiffusion, save_model
 from experiments import ablations
 
