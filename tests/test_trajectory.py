@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from zarr.codecs import BytesCodec
 
 from densitykit.errors import DensityKitError, TrajectoryError
 from densitykit.io.describe import summarise
@@ -444,10 +445,11 @@ def _transfer(pairs: np.ndarray) -> np.ndarray:
     return np.stack([0 * pairs[:, 0] - 1e-4, pairs.sum(axis=1) + 1e-4], axis=1)
 
 
-def _retype(path: Path, name: str, dtype: str) -> None:
+def _retype(path: Path, name: str, dtype: str, serializer: object = "auto") -> None:
     old = zarr.open_array(path / name)
     values, dims, attrs = old[:], old.metadata.dimension_names, dict(old.attrs)
     options = {"dimension_names": dims, "attributes": attrs, "overwrite": True}
+    options["serializer"] = serializer
     zarr.open_group(path).create_array(name, data=values.astype(dtype), **options)
 
 
@@ -530,7 +532,10 @@ WRONG = {
         ["positions", "decoded"],
     ),
     "float-numbers": (lambda p: _retype(p, "numbers", "<f8"), ["numbers", "float64"]),
-    "big-endian": (lambda p: _retype(p, "positions", ">f8"), ["positions", "big-endian"]),
+    "big-endian": (
+        lambda p: _retype(p, "positions", "<f8", BytesCodec(endian="big")),
+        ["positions", "big-endian"],
+    ),
     "no-elements": (
         lambda p: _edit_values(p, "numbers", 1, lambda v: 0 * v + 119),
         ["numbers", "119"],
