@@ -121,7 +121,7 @@ def assess_rollout(
     """
     rollout = rollout.isel(time=rollout["time"].values >= rollout["time"].values[0] + burn_in)
     reference = _thinned(rollout, reference)
-    known = training["density"][:: 1 + training.sizes["time"] // 200].values
+    known = _some(training["density"], 200)
     longest = min(_spacing(run) * run.sizes["time"] / 2 for run in (rollout, reference))
     transform = LogNormal.fit(np.maximum(known, 1e-6), eps=0.0)
     lags, peak = min(longest, longest_lag), _peak(training)
@@ -163,6 +163,12 @@ def _thinned(rollout: xr.Dataset, reference: xr.Dataset) -> xr.Dataset:
     return reference.isel(time=slice(None, None, round(ratio)))
 
 
+def _some(density: xr.DataArray, count: int) -> np.ndarray:
+    """Evenly spaced frames, at most so many, and at most 256 MB of them."""
+    count = max(2, min(count, int(2**26 // np.prod(density.shape[1:]))))
+    return density[:: 1 + density.sizes["time"] // count].values
+
+
 # --- samples ---------------------------------------------------------------------------------
 
 
@@ -172,7 +178,7 @@ def _peak(training: xr.Dataset) -> float:
     if "positions" in training:
         modes = nuclear_modes(training["positions"].load(), waves)
     else:
-        some = training["density"][:: 1 + training.sizes["time"] // 200].load()
+        some = xr.DataArray(_some(training["density"], 200), dims=_DIMS)
         waves = allowed_waves(training["cell"].values, Q_MAX, some.shape[1:])
         modes = density_modes(some, waves)
     return peak_wave_number(static_structure(modes).mean("time"), PEAK_WIDTH)
@@ -308,7 +314,7 @@ def _temperatures(measured: np.ndarray, masses: np.ndarray, spacing: float) -> n
 
 def _novelty(density: xr.DataArray, known: np.ndarray) -> float:
     """Smallest relative l2 distance of some 40 frames to the nearest training frame."""
-    some = density[:: 1 + density.sizes["time"] // 40].values
+    some = _some(density, 40)
     a, b = (x.reshape(len(x), -1).astype(float) for x in (some, known))
     norm = (b**2).sum(axis=1)
     square = (a**2).sum(axis=1)[:, None] + norm - 2 * a @ b.T
