@@ -46,13 +46,13 @@ def reduced_cell(cell: np.ndarray) -> np.ndarray:
     while shorter:
         rows, shorter = rows[np.argsort(np.linalg.norm(rows, axis=1), kind="stable")], False
         for i in reversed(range(len(rows))):
-            others = np.delete(rows, i, axis=0)
-            for k in range(len(others)):  # in one step what the sums would take many for
-                rows[i] -= np.round(rows[i] @ others[k] / (others[k] @ others[k])) * others[k]
-            tried = rows[i] + sums @ others
-            best = tried[np.linalg.norm(tried, axis=1).argmin()]
-            if np.linalg.norm(best) < np.linalg.norm(rows[i]) * (1 - 1e-9):
-                rows[i], shorter = best, True
+            others, tried = np.delete(rows, i, axis=0), rows[i]
+            for other in others:  # in one step what the sums would take many for
+                tried = tried - np.round(tried @ other / (other @ other)) * other
+            tried = tried + sums @ others
+            tried = tried[np.linalg.norm(tried, axis=1).argmin()]
+            if np.linalg.norm(tried) < np.linalg.norm(rows[i]) * (1 - 1e-9):
+                rows[i], shorter = tried, True
     return rows
 
 

@@ -10,19 +10,20 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from made_up import CHARGES, WIDTHS, made_up_run
 
 from densitykit.analysis.modes import (
     allowed_waves,
     density_modes,
     fluctuation,
     nuclear_modes,
+    partial_structure,
     peak_wave_number,
     static_structure,
     structure_factor,
 )
 from densitykit.errors import ShapeError
 from densitykit.io.reader import open_trajectory
-from densitykit.statistics import block_bootstrap, over_segments
 
 LITHIUM = Path(__file__).parents[1] / "data" / "lithium-800K.zarr" / "run-2"
 
@@ -318,96 +319,54 @@ def test_a_store_opened_with_chunks_gives_the_same():
     xr.testing.assert_allclose(*results, rtol=1e-12)
 
 
-# --- segments --------------------------------------------------------------------------------
-
-
-def test_segments_of_a_run():
-    x = xr.DataArray(np.arange(23.0), {"time": np.arange(23.0)}, ("time",))
-    means = over_segments(lambda part: part.mean("time"), x, 4)
-    np.testing.assert_array_equal(means, [2, 7, 12, 17])  # the last three frames are left out
-    assert means.dims == ("segment",)
-    with pytest.raises(ShapeError, match="segments"):
-        over_segments(lambda part: part, x, 12)
-
-
-def test_interval_over_segments_covers_the_variance():
-    """AR(1): of 60 intervals (95 %) over 10 segments nearly all hold the variance."""
-    runs = np.stack([autoregressive(2000, 0.8, seed) for seed in range(60)])
-    hits = 0
-    for run in runs:
-        parts = over_segments(lambda x: (x**2).mean("time"), xr.DataArray(run, dims="time"), 10)
-        _, low, high = block_bootstrap(parts.values, 1)
-        hits += low <= 1 / (1 - 0.8**2) <= high
-    assert 0.75 * 60 < hits < 60
-
-
-# --- block bootstrap -------------------------------------------------------------------------
-
-
-def width(samples: np.ndarray, block: int, **options: float) -> np.ndarray:
-    _, low, high = block_bootstrap(samples, block, **options)
-    return high - low
-
-
-def autoregressive(n: int, phi: float, seed: int = 0) -> np.ndarray:
-    noise = np.random.default_rng(seed).normal(size=n)
-    x = np.empty(n)
-    x[0] = noise[0] / np.sqrt(1 - phi**2)
-    for i in range(1, n):
-        x[i] = phi * x[i - 1] + noise[i]
-    return x
-
-
-@pytest.mark.parametrize("block", [1, 8])
-def test_interval_of_white_noise(block):
-    """95 %: 2 x 1.96 sd/sqrt(n)."""
-    x = np.random.default_rng(0).normal(3.0, 2.0, 4000)
-    mean, low, high = block_bootstrap(x, block, draws=2000)
-    assert mean == pytest.approx(x.mean()) and low < mean < high
-    assert high - low == pytest.approx(2 * 1.96 * x.std() / np.sqrt(len(x)), rel=0.12)
-
-
-def test_level_is_the_coverage():
-    x = np.random.default_rng(0).normal(size=2000)
-    ratio = width(x, 1, level=0.5, draws=4000) / width(x, 1, draws=4000)
-    assert ratio == pytest.approx(0.6745 / 1.96, rel=0.1)
-
-
-def test_long_blocks_see_correlation():
-    """AR(1): the error of the mean is sqrt((1 + phi)/(1 - phi)) times that of white noise."""
-    phi = 0.8
-    x = autoregressive(20000, phi)
-    ratio = width(x, 200, draws=2000) / width(x, 1, draws=2000)
-    assert ratio == pytest.approx(np.sqrt((1 + phi) / (1 - phi)), rel=0.2)
-
-
-def test_bootstrap_acts_on_each_column_and_repeats():
-    x = np.random.default_rng(0).normal(size=(200, 2, 3))
-    first = block_bootstrap(x, 10, seed=1)
-    for a, b in zip(first, block_bootstrap(x, 10, seed=1), strict=True):
-        assert a.shape == (2, 3)
-        np.testing.assert_array_equal(a, b)
-    assert (first[1] != block_bootstrap(x, 10, seed=2)[1]).all()
-    column = block_bootstrap(x[:, 1, 2], 10, seed=1)
-    np.testing.assert_allclose([a[1, 2] for a in first], column, rtol=1e-12)
-
-
-def test_constant_samples_have_no_error():
-    mean, low, high = block_bootstrap(np.full(50, 0.25), 7)
-    assert mean == low == high == 0.25
-
-
-@pytest.mark.parametrize("block", [20, 1000])
-def test_a_block_as_long_as_the_run_claims_no_certainty(block):
-    """With one block there is nothing to resample; the interval must not collapse."""
-    samples = np.random.default_rng(0).normal(size=20)
-    mean, low, high = block_bootstrap(samples, block)
-    assert not (low == mean == high)
-
-
 def test_peak_is_broad_and_weighted() -> None:
     q = [1.75, 1.9, 2.05, 2.2, 2.35, 4.0, 4.1]
     s = xr.DataArray([1.0, 2.0, 2.6, 2.0, 1.0, 3.0, 0.5], {"q": q}, ("q",))
     s = s.assign_coords(multiplicity=("q", [24] * 5 + [6, 24]))
     assert peak_wave_number(s[:6]) == 4.0  # nothing near it to be averaged with
     assert peak_wave_number(s) == 2.05
+
+
+# --- other cells, several species --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["nacl", "hexagonal"])
+def test_density_is_made_of_partial_structure_factors(name):
+    """Of Gaussian clouds: N S_ee = sum over pairs of sqrt(N_a N_b) f_a f_b S_ab."""
+    run = made_up_run(name, 3)
+    partial, number = partial_structure(run, 4.0), float(run["density"][0].mean())
+    number *= abs(np.linalg.det(run["cell"].values))
+    assert partial.dims == ("pair", "time", "q")
+    total = 0
+    numbers = np.unique(run["numbers"])
+    for pair, (a, b) in zip(partial["pair"].values, [(0, 0), (0, 1), (1, 1)], strict=True):
+        z = numbers[[a, b]]
+        count = [int((run["numbers"] == x).sum()) for x in z]
+        f = [CHARGES[x] * np.exp(-((partial["q"] * WIDTHS[x]) ** 2) / 2) for x in z]
+        weight = (1 if a == b else 2) * np.sqrt(count[0] * count[1])
+        total = total + weight * f[0] * f[1] * partial.sel(pair=pair)
+    waves = allowed_waves(run["cell"].values, 4.0)
+    s_ee = static_structure(density_modes(run["density"], waves))
+    np.testing.assert_allclose(
+        (total / number).transpose("time", "q"), s_ee, atol=1e-3 * float(s_ee.max())
+    )
+
+
+def test_a_cell_for_each_frame():
+    """A crystal that breathes as a whole: its modes stay, and the electrons are counted."""
+    run = made_up_run("hexagonal", 4)
+    scale = xr.DataArray([1.0, 1.01, 0.99, 1.02], dims="time")
+    still = run.isel(time=[0, 0, 0, 0])
+    cells, x = scale * still["cell"], scale * still["positions"]
+    cells = cells.transpose("time", "vector", "cartesian").values
+    density = still["density"] / scale**3
+    waves = allowed_waves(cells, 4.0)
+    nuclei, rho = nuclear_modes(x, waves), density_modes(density, waves)
+    for modes in (nuclei, rho):
+        np.testing.assert_allclose(modes, modes[:1].values.repeat(4, axis=0), atol=1e-9)
+    mean = allowed_waves(cells.mean(axis=0), 4.0)
+    np.testing.assert_allclose(waves["q"], mean["q"])
+    with pytest.raises(ShapeError, match="4 cells for 3 frames"):
+        nuclear_modes(x[:3], waves)
+    _, _, s = structure_factor(density.values, cells, 4.0)
+    np.testing.assert_allclose(s, s[:1].repeat(4, axis=0), atol=1e-9)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from made_up import KELVINS, STEP, made_up_run
 from test_nuclei import CUBE, FRACTIONS, LITHIUM, SHAPE, SKEW, holes
 
 from densitykit.analysis.nuclei import NucleiFilter, match_nuclei
-from densitykit.analysis.tracking import implied_temperature, track_nuclei
+from densitykit.analysis.tracking import implied_temperature, kinetic_temperature, track_nuclei
 from densitykit.errors import ShapeError
 from densitykit.fields import time_derivative
 from densitykit.io.reader import open_trajectory
+from densitykit.units import KELVIN, atomic_masses
 
 
 def walk(n_frames: int) -> np.ndarray:
@@ -131,3 +133,34 @@ def test_temperature_of_oscillators_with_noise_and_gaps() -> None:
 def test_bad_input_is_told_what_to_do(call, words) -> None:
     with pytest.raises(ShapeError, match=words):
         call()
+
+
+# --- other elements --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sodium", "nacl", "hexagonal"])
+def test_temperature_by_the_masses_of_the_elements(name) -> None:
+    """With that of lithium for all, sodium would be 3.3 times too cold."""
+    run = made_up_run(name, 400)
+    masses, n = atomic_masses(run.numbers), run.sizes["atom"]
+    x, v = run.positions.values, run.velocities.values
+    exact = kinetic_temperature(v, masses)
+    energy = (masses[:, None] * v**2).sum() / len(v)
+    drift = ((masses[:, None] * v).sum(axis=1) ** 2).sum() / masses.sum() / len(v)
+    assert KELVINS * 3 * n * KELVIN == pytest.approx(energy, rel=0.03)  # equal for all modes
+    assert exact.mean() == pytest.approx((energy - drift) / (3 * n - 3) / KELVIN, rel=1e-9)
+    seen = implied_temperature(x, masses, STEP)
+    assert seen.temperature == pytest.approx(exact.mean(), rel=0.01)
+    lithium = implied_temperature(x, 6.94, STEP).temperature
+    assert abs(lithium / seen.temperature - 1) > 0.1
+
+
+def test_tracks_need_one_cell() -> None:
+    cells = np.stack([CUBE, 1.01 * CUBE])
+    with pytest.raises(ShapeError, match="tracking needs one cell"):
+        track_nuclei([holes(FRACTIONS)] * 2, cells, 4, progress=False)
+
+
+def test_several_species_take_the_positions_of_the_store() -> None:
+    with pytest.raises(ShapeError, match="one species; take positions of the store"):
+        NucleiFilter.fit(made_up_run("nacl", 8))

@@ -8,12 +8,14 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from made_up import made_up_run
 
 from densitykit.analysis.transport import (
     diffusion_coefficient,
     green_kubo,
     mean_square_displacement,
     pair_distribution,
+    partial_pair_distribution,
     unwrap,
     velocities_from_positions,
     velocity_autocorrelation,
@@ -21,7 +23,7 @@ from densitykit.analysis.transport import (
     without_drift,
     yeh_hummer,
 )
-from densitykit.errors import ShapeError
+from densitykit.errors import ShapeError, TrajectoryError
 from densitykit.io.reader import open_trajectory
 from densitykit.statistics import block_bootstrap, over_segments
 from densitykit.units import CM2_PER_S
@@ -29,6 +31,7 @@ from densitykit.units import CM2_PER_S
 LITHIUM = Path(__file__).parents[1] / "data" / "lithium-800K.zarr" / "run-2"
 EDGE = 6.0
 CELL = EDGE * np.eye(3)
+SHEARED = np.array([[3.0, 0.0, 0.0], [2.8, 3.1, 0.0], [-1.0, 1.4, 3.3]])
 TRICLINIC = np.array([[5.0, 0.0, 0.0], [1.3, 6.0, 0.0], [0.4, 0.7, 7.0]])
 STEP = 2.0  # fs
 
@@ -124,9 +127,56 @@ def test_partial_pair_distribution():
     assert float(g[k]) == pytest.approx(EDGE**3 / (4 / 3 * np.pi * (1.1**3 - 1.0**3)))
 
 
-def test_r_max_beyond_half_of_the_cell():
-    with pytest.raises(ShapeError, match="half of the cell"):
-        pair_distribution(paths(np.zeros((1, 2, 3))), CELL, r_max=3.1)
+def test_all_images_count():
+    """Beyond half of the cell: that of a supercell, but for the copies that are one atom here."""
+    fractions = np.random.default_rng(2).random((1, 5, 3))
+    copies = np.stack(np.meshgrid(*[np.arange(2.0)] * 3), -1).reshape(-1, 3)
+    tiled = (fractions[:, :, None] + copies).reshape(1, -1, 3)
+    one = pair_distribution(paths(fractions @ SHEARED), SHEARED, r_max=4.03, bins=40)
+    many = pair_distribution(paths(tiled @ SHEARED), 2 * SHEARED, r_max=4.03, bins=40)
+    np.testing.assert_allclose(one, many, rtol=1e-9, atol=1e-9)
+    assert float(one.max()) > 1
+
+
+def test_strongly_skewed_cells_are_the_lattice_they_span():
+    """The same crystal in other lattice vectors."""
+    skewed = np.array([[1.0, 0, 0], [3, 1, 0], [-2, 5, 1]]) @ TRICLINIC
+    x = paths(np.random.default_rng(0).uniform(0, 1, (5, 8, 3)) @ TRICLINIC)
+    g = pair_distribution(x, TRICLINIC, r_max=2.5, bins=20)
+    np.testing.assert_allclose(pair_distribution(x, skewed, r_max=2.5, bins=20), g, atol=1e-9)
+
+
+def test_a_cell_for_each_frame():
+    """A crystal that breathes: in units of its edge all frames are the same."""
+    scale = np.array([1.0, 1.02, 0.97])[:, None, None]
+    x = paths(scale * (np.random.default_rng(1).random((1, 6, 3)) @ TRICLINIC))
+    g = pair_distribution(x, scale * TRICLINIC, r_max=2.4, bins=6)
+    for k in range(3):
+        alone = pair_distribution(x[k : k + 1], scale[k] * TRICLINIC, r_max=2.4, bins=6)
+        np.testing.assert_allclose(g[k], alone[0])
+    assert np.abs(g[1] - g[0]).max() > 0
+    for bad in ({"cell": (scale * TRICLINIC)[:2]}, {"cell": TRICLINIC, "r_max": 0.0}):
+        with pytest.raises(ShapeError, match="one cell or as many as frames"):
+            pair_distribution(x, **bad)
+    with pytest.raises(ShapeError, match="unwrap needs one cell"):
+        unwrap(x, scale * TRICLINIC)
+
+
+def test_partial_distributions_of_rock_salt():
+    """Unlike ions are nearest; like ions come at the diagonal; the mean of all is g(r)."""
+    run = made_up_run("nacl", 8)
+    partial = partial_pair_distribution(run, bins=14)
+    assert partial["pair"].values.tolist() == ["Na-Na", "Na-Cl", "Cl-Cl"]
+    mean = partial.mean("time")
+    assert float(mean.sel(pair="Na-Cl").max()) > 2
+    assert float(mean.sel(pair=["Na-Na", "Cl-Cl"], r=slice(0, 2.4)).max()) == 0
+    g = pair_distribution(run["positions"], run["cell"].values, bins=14).mean("time")
+    weights = xr.DataArray([1, 2, 1], dims="pair") / 4
+    np.testing.assert_allclose((mean * weights).sum("pair"), g, atol=1e-9)
+    with pytest.raises(TrajectoryError, match=r"nacl\.zarr: variable 'numbers' is missing"):
+        lost = run.drop_vars("numbers")
+        lost.encoding["source"] = "nacl.zarr"
+        partial_pair_distribution(lost)
 
 
 def test_pair_distribution_is_that_of_freud():

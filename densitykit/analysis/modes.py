@@ -12,26 +12,30 @@ McDonald, Theory of Simple Liquids, section 4.1)
 
 .. math:: S_{ab}(q) = \frac{\langle a_q b_q^* \rangle_{t,\,|q|}}{\sqrt{N_a N_b}} .
 
+Between two species of nuclei these are the partial structure factors of Ashcroft and Langreth
+(1967). Where the cell changes from frame to frame a wave keeps its integer indices, the waves of
+each frame are those of its own cell, and q, by which shells are told apart, is that of the mean
+cell: give one of exact symmetry to keep shells whole.
+
 Everything but the two functions on plain arrays takes and gives xarray. On dask
 (``open_trajectory(path, chunks={})``) it stays lazy: a density larger than memory is read a few
 frames at a time, and only its modes are kept. Lengths are in angstrom, wave numbers in
 1/angstrom, densities in electrons per angstrom**3.
-
-Frames of a run are correlated: error bars come from a moving-block bootstrap (Kunsch 1989), which
-resamples blocks longer than the decorrelation time. What is no mean over frames, such as a
-time correlation or a diffusion coefficient, is computed for each of a few segments of the run
-(`over_segments`), and these are resampled.
+Error bars: `densitykit.statistics`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations_with_replacement
 
 import numpy as np
 import scipy.fft
 import xarray as xr
 
-from densitykit.errors import ShapeError
+from densitykit.cells import group_lengths
+from densitykit.errors import ShapeError, TrajectoryError
+from densitykit.units import SYMBOLS
 
 __all__ = [
     "allowed_waves",
@@ -39,9 +43,12 @@ __all__ = [
     "density_modes",
     "fluctuation",
     "nuclear_modes",
+    "partial_structure",
     "peak_wave_number",
     "same_waves",
     "shell_mean",
+    "species_of",
+    "species_pairs",
     "static_structure",
     "structure_factor",
 ]
@@ -59,7 +66,7 @@ def structure_factor(
     density
         Shape (time, X, Y, Z) in angstrom**-3.
     cell
-        Lattice vectors as rows, shape (3, 3), in angstrom.
+        Lattice vectors as rows, shape (3, 3) or (time, 3, 3), in angstrom.
     q_max
         Largest wave number in 1/angstrom; q = 0 is left out.
 
@@ -88,7 +95,7 @@ def allowed_waves(
     Parameters
     ----------
     cell
-        Lattice vectors as rows, shape (d, d), in angstrom.
+        Lattice vectors as rows, shape (d, d), or (time, d, d) if it changes, in angstrom.
     q_max
         Largest wave number in 1/angstrom.
     grid
@@ -98,15 +105,17 @@ def allowed_waves(
     Returns
     -------
     xr.Dataset
-        index (mode, vector), integers, and cell (vector, cartesian); as coordinates of the modes
-        q and its components qx, qy, qz, and shell, which numbers the |q| and is 0 for q = 0.
+        index (mode, vector), integers, and cell ([time,] vector, cartesian); as coordinates of the
+        modes q and its components qx, qy, qz in the (mean) cell, and shell, which numbers the |q|
+        and is 0 for q = 0.
 
     Raises
     ------
     ShapeError
         If no allowed q lies in (0, q_max].
     """
-    cell = np.asarray(cell, dtype=np.float64)
+    given = np.asarray(cell, dtype=np.float64)
+    cell = given.mean(axis=0) if given.ndim == 3 else given
     largest = np.floor(
         q_max * np.linalg.norm(cell, axis=1) / (2 * np.pi) + 1e-9
     )  # |q.a| <= |q||a|
@@ -122,9 +131,10 @@ def allowed_waves(
     if len(order) < 2:
         raise ShapeError(f"no wave vector of this cell in (0, {q_max}] 1/angstrom; raise q_max")
     index, vector, length = index[order], vector[order], length[order]
-    shell = np.cumsum(np.diff(length, prepend=0.0) > _SAME)
+    _, shell = group_lengths(length, _SAME)
+    dims = ("time", "vector", "cartesian")[-given.ndim :]
     return xr.Dataset(
-        {"index": (("mode", "vector"), index), "cell": (("vector", "cartesian"), cell)},
+        {"index": (("mode", "vector"), index), "cell": (dims, given)},
         {
             "q": ("mode", length, {"units": "1/angstrom"}),
             "shell": ("mode", shell),
@@ -161,15 +171,18 @@ def density_modes(density: xr.DataArray, waves: xr.Dataset) -> xr.DataArray:
             f"a density on the grid {tuple(grid.tolist())} does not resolve all of the waves; "
             "make them with allowed_waves(cell, q_max, grid)"
         )
-    voxel = abs(np.linalg.det(waves["cell"].values)) / grid.prod()
+    volume = xr.DataArray(
+        np.abs(np.linalg.det(_cell_of(waves, density).values)),
+        dims=[dim for dim in waves["cell"].dims if dim == "time"],
+    )
 
     def transform(frames: np.ndarray) -> np.ndarray:
         out = np.empty((*frames.shape[: -len(grid)], len(index)), complex)
         for frame in np.ndindex(out.shape[:-1]):  # one at a time: no second copy of a chunk
             out[frame] = scipy.fft.rfftn(frames[frame].astype(np.float64))[tuple(index.T)]
-        return out * voxel
+        return out / grid.prod()
 
-    return _to_modes(transform, density, space, waves)
+    return _to_modes(transform, density, space, waves) * volume
 
 
 def nuclear_modes(positions: xr.DataArray, waves: xr.Dataset) -> xr.DataArray:
@@ -187,7 +200,8 @@ def nuclear_modes(positions: xr.DataArray, waves: xr.Dataset) -> xr.DataArray:
     xr.DataArray
         Complex, (time, mode). Mode 0 is the number of nuclei.
     """
-    index, inverse = waves["index"].values, np.linalg.inv(waves["cell"].values)
+    index, cell = waves["index"].values, _cell_of(waves, positions)
+    inverse = xr.DataArray(np.linalg.inv(cell.values), dims=[*cell.dims[:-2], "cartesian", "axis"])
     largest = np.abs(index).max(0)
     flat = np.ravel_multi_index(tuple((index + largest).T), tuple(2 * largest + 1))
     phases = [-2j * np.pi * np.arange(-n, n + 1) for n in largest]
@@ -197,8 +211,7 @@ def nuclear_modes(positions: xr.DataArray, waves: xr.Dataset) -> xr.DataArray:
         for frame in np.ndindex(out.shape[:-1]):
             # exp(-iq.R) is a product over axes: few exponentials, and a matrix product sums atoms
             *axes, last = [
-                np.exp(np.outer(s, p))
-                for s, p in zip((frames[frame] @ inverse).T, phases, strict=True)
+                np.exp(np.outer(s, p)) for s, p in zip(frames[frame].T, phases, strict=True)
             ]
             product = np.ones((len(last), 1))
             for axis in axes:
@@ -206,7 +219,19 @@ def nuclear_modes(positions: xr.DataArray, waves: xr.Dataset) -> xr.DataArray:
             out[frame] = (product.T @ last).ravel()[flat]
         return out
 
-    return _to_modes(transform, positions, ["atom", "cartesian"], waves)
+    fractions = xr.dot(positions, inverse, dim="cartesian")
+    return _to_modes(transform, fractions, ["atom", "axis"], waves)
+
+
+def _cell_of(waves: xr.Dataset, frames: xr.DataArray) -> xr.DataArray:
+    """The cell of the waves; ShapeError if it has other frames than what is to be transformed."""
+    cell = waves["cell"]
+    if "time" in cell.dims and cell.sizes["time"] != frames.sizes.get("time"):
+        raise ShapeError(
+            f"{cell.sizes['time']} cells for {frames.sizes.get('time')} frames; give "
+            "allowed_waves the cells of the same frames"
+        )
+    return cell
 
 
 def _to_modes(
@@ -240,6 +265,57 @@ def static_structure(a: xr.DataArray, b: xr.DataArray | None = None) -> xr.DataA
     b = same_waves(a, b)
     norm = np.sqrt(a.isel(mode=0, drop=True).real * b.isel(mode=0, drop=True).real)
     return shell_mean((a * b.conj()).real) / norm
+
+
+def species_of(run: xr.Dataset) -> dict[str, np.ndarray]:
+    """Indices of the atoms of each species of a run, by symbol, lightest first.
+
+    Raises
+    ------
+    TrajectoryError
+        If the run has no `numbers`.
+    """
+    if "numbers" not in run:
+        source = run.encoding.get("source", "trajectory")
+        raise TrajectoryError(f"{source}: variable 'numbers' is missing; write atomic numbers")
+    numbers = run["numbers"].values.astype(int)
+    return {SYMBOLS[z]: np.flatnonzero(numbers == z) for z in np.unique(numbers)}
+
+
+def species_pairs(
+    run: xr.Dataset, statistic: Callable[[np.ndarray, np.ndarray], xr.DataArray]
+) -> xr.DataArray:
+    """A statistic of each pair of species: (pair, *), named "Na-Na", "Na-Cl", "Cl-Cl".
+
+    Parameters
+    ----------
+    run
+        Trajectory with `numbers`.
+    statistic
+        Map of the atoms of one species and of another (or the same), as indices.
+    """
+    pairs = list(combinations_with_replacement(species_of(run).items(), 2))
+    values = [statistic(a, b) for (_, a), (_, b) in pairs]
+    names = [f"{a}-{b}" for (a, _), (b, _) in pairs]
+    return xr.concat(values, "pair").assign_coords(pair=names)
+
+
+def partial_structure(run: xr.Dataset, q_max: float = 6.0) -> xr.DataArray:
+    """Partial structure factors of the nuclei, (pair, time, q), see `species_pairs`.
+
+    Parameters
+    ----------
+    run
+        Trajectory with `positions`, `numbers` and `cell`.
+    q_max
+        Largest wave number in 1/angstrom.
+    """
+    waves = allowed_waves(run["cell"].values, q_max)
+
+    def partial(*pair: np.ndarray) -> xr.DataArray:
+        return static_structure(*(nuclear_modes(run["positions"][:, a], waves) for a in pair))
+
+    return species_pairs(run, partial)
 
 
 def peak_wave_number(s: xr.DataArray, width: float = 0.2) -> float:

@@ -13,8 +13,8 @@ curvature,
 .. math:: w \propto -C^{-1} h, \quad C_{mn} = \langle \nabla d_m \cdot \nabla d_n \rangle_a
    + \tfrac{\sigma^2}{N} \sum_q q^2 B_m B_n, \quad h_m = \langle \Delta d_m \rangle_a .
 
-It is a matched filter (Turin 1960) for place instead of presence; the second term guards against
-white noise of deviation :math:`\sigma` on N voxels. W is scaled to a mean depth of 1 at nuclei.
+It is a matched filter (Turin 1960) for position instead of presence; the second term guards
+against white noise of deviation :math:`\sigma` on N voxels. W is scaled to a mean depth of 1.
 Maxima on the grid are moved by Newton's method on the trigonometric polynomial, exact between
 the points. On the bundled lithium the bare minima miss by 0.02, the filtered ones by 0.0014.
 Lengths are in angstrom, wave numbers in 1/angstrom, densities in angstrom**-3.
@@ -33,7 +33,7 @@ from scipy import fft
 from scipy.ndimage import maximum_filter
 from scipy.optimize import linear_sum_assignment
 
-from densitykit.cells import minimum_image, wave_vectors
+from densitykit.cells import minimum_image, single_cell, wave_vectors
 from densitykit.errors import ShapeError
 
 __all__ = ["NucleiFilter", "assign", "find_nuclei", "match_nuclei"]
@@ -75,21 +75,25 @@ class NucleiFilter:
         Raises
         ------
         ShapeError
-            If the run has no nuclei, or the spacing gives fewer than two nodes.
+            If the run has no nuclei or those of several species (whose depths differ: take the
+            positions of the store), or the spacing gives fewer than two nodes.
         """
-        cell, shape = np.asarray(run["cell"].values, float), run["density"].shape[1:]
+        cell = single_cell(run["cell"].values, "a filter for nuclei")
+        shape = run["density"].shape[1:]
         if "positions" not in run or len(shape) != 3:
             raise ShapeError("a filter needs a 3-D run with 'positions'; pass an ab-initio one")
+        if "numbers" in run and len(set(run["numbers"].values.tolist())) > 1:
+            raise ShapeError("a filter finds nuclei of one species; take positions of the store")
         q_max = np.pi * min(shape / np.linalg.norm(cell, axis=1))
         nodes = np.linspace(0, q_max, round(q_max / spacing) + 1 if spacing > 0 else 1)
         if len(nodes) < 2:
             raise ShapeError(f"spacing={spacing} gives no nodes up to {q_max:.1f}; use about 0.7")
         chosen = np.unique(np.linspace(0, run.sizes["time"] - 1, frames).round().astype(int))
         densities = run["density"].isel(time=chosen).values.astype(float)
-        places = run["positions"].isel(time=chosen).values @ np.linalg.inv(cell)
+        fractions = run["positions"].isel(time=chosen).values @ np.linalg.inv(cell)
         q = _wave_numbers(shape, cell.tobytes())
         hats = _hats(q, nodes)
-        value, gradient, laplacian = _at_nuclei(densities, hats, places, cell)
+        value, gradient, laplacian = _at_nuclei(densities, hats, fractions, cell)
         covariance = np.einsum("mac,nac->mn", gradient, gradient) / gradient.shape[1]
         flat = (hats * q * np.sqrt(_multiplicity(shape))).reshape(len(nodes), -1)
         covariance += (noise * densities.mean()) ** 2 / np.prod(shape) * flat @ flat.T
@@ -163,11 +167,11 @@ def _taylor(
 
 
 def _at_nuclei(
-    densities: np.ndarray, hats: np.ndarray, places: np.ndarray, cell: np.ndarray
+    densities: np.ndarray, hats: np.ndarray, fractions: np.ndarray, cell: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Value (m, n), gradient (m, n, 3), Laplacian (m, n) at all nuclei through each hat m."""
     terms = []
-    for density, s in zip(densities, places, strict=True):
+    for density, s in zip(densities, fractions, strict=True):
         modes, n_z = _modes(density), density.shape[2]
         terms.append(list(zip(*(_taylor(modes * b, n_z, s, cell) for b in hats), strict=True)))
     value, gradient, hessian = (np.concatenate(t, axis=1) for t in zip(*terms, strict=True))
@@ -300,29 +304,29 @@ def match_nuclei(
 
 
 def assign(
-    found: np.ndarray, places: np.ndarray, cell: np.ndarray, reach: np.ndarray
+    found: np.ndarray, expected: np.ndarray, cell: np.ndarray, reach: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pair found nuclei with expected places, one to one, with the smallest total distance.
+    """Pair found nuclei with expected positions, one to one, with the smallest total distance.
 
     Parameters
     ----------
     found
         Shape (n, 3) in angstrom, wrapped or not.
-    places
+    expected
         Shape (m, 3) in angstrom, wrapped or not; NaN where nothing is expected.
     cell
         Lattice vectors as rows, shape (3, 3), in angstrom.
     reach
-        Farthest that a nucleus may be from each place, shape (m,), in angstrom.
+        Farthest that a nucleus may be from each position, shape (m,), in angstrom.
 
     Returns
     -------
     tuple[np.ndarray, np.ndarray]
-        The row of `found` for each place, -1 if none is within reach, shape (m,), and the shortest
-        vectors from the places to them in angstrom, NaN if none, shape (m, 3).
+        The row of `found` for each position, -1 if none is within reach, shape (m,), and the
+        shortest vectors from the positions to them in angstrom, NaN if none, shape (m, 3).
     """
-    pairs, vectors = np.full(len(places), -1), np.full((len(places), 3), np.nan)
-    difference = (found[None] - places[:, None]) @ np.linalg.inv(cell)
+    pairs, vectors = np.full(len(expected), -1), np.full((len(expected), 3), np.nan)
+    difference = (found[None] - expected[:, None]) @ np.linalg.inv(cell)
     difference = minimum_image(difference, cell)
     distance = np.linalg.norm(difference, axis=-1)
     # beyond reach (or unknown) all are equally bad, so that they do not push others away

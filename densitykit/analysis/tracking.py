@@ -1,15 +1,15 @@
 r"""Nuclei followed in time, from frames of the density alone, and how hot they are.
 
-`densitykit.analysis.nuclei` finds places without names, within the cell, and may miss some. A
+`densitykit.analysis.nuclei` finds positions without names, within the cell, and may miss some. A
 nucleus seen at x, and displaced by u a frame, is expected after n frames at
 
 .. math:: x + \min(n, 3)\, u :
 
 it coasts for three frames, since velocities last a few, then waits. In each frame the expected
-places and the nuclei found are paired one to one, with the smallest total distance (the
+positions and the nuclei found are paired one to one, with the smallest total distance (the
 assignment problem, Kuhn 1955), through the nearest images: the paths come out unwrapped.
 
-**Temperature.** From places with white noise :math:`\sigma_x`, over n steps of length t,
+**Temperature.** From positions with white noise :math:`\sigma_x`, over n steps of length t,
 
 .. math:: \langle |x_{+n} - x|^2 \rangle / (nt)^2 = \langle v^2 \rangle - (nt)^2\langle a^2
    \rangle/12 + (nt)^4 \langle \dot a^2 \rangle / 360 + 6 \sigma_x^2/(nt)^2 + \ldots :
@@ -28,6 +28,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from densitykit.analysis.nuclei import NucleiFilter, assign, find_nuclei
+from densitykit.cells import single_cell
 from densitykit.errors import ShapeError
 from densitykit.units import KELVIN
 
@@ -35,6 +36,7 @@ __all__ = [
     "ImpliedTemperature",
     "TrackedNuclei",
     "implied_temperature",
+    "kinetic_temperature",
     "track_nuclei",
 ]
 
@@ -72,7 +74,7 @@ def track_nuclei(
 ) -> TrackedNuclei:
     """Follow the nuclei of a trajectory, one frame in memory at a time.
 
-    Each nucleus is sought around its last place plus its last displacement. If not seen, it
+    Each nucleus is sought around its last position plus its last displacement. If not seen, it
     coasts for three frames, then waits; its reach grows with the square root of the frames
     missed, as diffusion does. A nucleus in nobody's reach begins a track that has not begun
     yet, or is dropped.
@@ -89,7 +91,7 @@ def track_nuclei(
     filter
         From `NucleiFilter.fit`; None takes the bare minima.
     reach
-        Farthest from its expected place that a nucleus is taken for the same, in
+        Farthest from its expected position that a nucleus is taken for the same, in
         angstrom; at most half the shortest distance between two.
     progress
         Show a bar if it takes more than two seconds.
@@ -99,41 +101,42 @@ def track_nuclei(
     Returns
     -------
     TrackedNuclei
-        Places and which of them were seen, for every frame and N = count nuclei.
+        Positions and which of them were seen, for every frame and N = count nuclei.
 
     Raises
     ------
     ShapeError
         If a frame, cell or count make no sense.
     """
+    cell = single_cell(cell, "tracking")
     bar = tqdm(densities, "nuclei", unit="frame", delay=2, disable=not progress)
     frames = [find_nuclei(np.asarray(f), cell, count, filter, **options) for f in bar]
-    places = np.full((len(frames), count, 3), np.nan)
+    paths = np.full((len(frames), count, 3), np.nan)
     last, velocity = np.full((2, count, 3), np.nan)
     missed = np.ones(count)
-    for places_t, found in zip(places, frames, strict=True):
+    for now, found in zip(paths, frames, strict=True):
         expected = last + np.nan_to_num(velocity) * np.minimum(missed, 3)[:, None]
         pairs, vectors = assign(found, expected, cell, reach * np.sqrt(missed))
         hit = pairs >= 0
-        places_t[hit] = expected[hit] + vectors[hit]
+        now[hit] = expected[hit] + vectors[hit]
         # nuclei that nobody claimed go to tracks that have not begun
         left = np.delete(found, pairs[hit], axis=0)
         unused = np.flatnonzero(np.isnan(last[:, 0]))[: len(left)]
-        places_t[unused] = left[: len(unused)]
-        seen = np.isfinite(places_t[:, 0])
-        velocity[seen] = (places_t[seen] - last[seen]) / missed[seen, None]
-        last[seen] = places_t[seen]
+        now[unused] = left[: len(unused)]
+        seen = np.isfinite(now[:, 0])
+        velocity[seen] = (now[seen] - last[seen]) / missed[seen, None]
+        last[seen] = now[seen]
         missed = np.where(seen, 1, missed + 1)
-    table = pd.DataFrame(places.reshape(len(places), -1))
-    filled = table.interpolate(limit_area="inside").to_numpy().reshape(places.shape)
-    return TrackedNuclei(filled, np.isfinite(places[..., 0]))
+    table = pd.DataFrame(paths.reshape(len(paths), -1))
+    filled = table.interpolate(limit_area="inside").to_numpy().reshape(paths.shape)
+    return TrackedNuclei(filled, np.isfinite(paths[..., 0]))
 
 
 @dataclass(frozen=True)
 class ImpliedTemperature:
     """Corrected and naive (central differences) temperature in K, and what the noise is.
 
-    `noise` is the deviation of a component of the places in angstrom (0: not resolved), and
+    `noise` is the deviation of a component of the positions in angstrom (0: not resolved), and
     `noise_bias` what it adds to the naive temperature, m noise**2 / (2 t**2 k_B), in K.
     """
 
@@ -160,7 +163,7 @@ def implied_temperature(
         Unwrapped, shape (T, N, 3), in angstrom; NaN where not seen
         (`TrackedNuclei.measured`).
     masses
-        One or all, shape (N,), in dalton.
+        One or all, shape (N,), in dalton, see `densitykit.units.atomic_masses`.
     time_step
         Between frames, in fs.
 
@@ -177,7 +180,8 @@ def implied_temperature(
         )
     weights = np.broadcast_to(np.asarray(masses, float), positions.shape[1])
     n = np.arange(1.0, 5.0)
-    t_n = np.array([_thermal(positions, weights, int(i)) for i in n]) / (n * time_step) ** 2
+    moved = [positions[int(i) :] - positions[: -int(i)] for i in n]
+    t_n = np.array([_thermal(x, weights) for x in moved]) / (n * time_step) ** 2
     if not np.isfinite(t_n).all():
         raise ShapeError("no nucleus was seen 4 steps apart; use frames with more nuclei found")
     true, _, _, noise = np.linalg.solve(n[:, None] ** np.array([0.0, 2.0, 4.0, -2.0]), t_n)
@@ -186,9 +190,24 @@ def implied_temperature(
     return ImpliedTemperature(float(true), float(t_n[1]), float(sigma), float(bias))
 
 
-def _thermal(positions: np.ndarray, masses: np.ndarray, n: int) -> float:
-    """Mean of m |x(t+n) - x(t)|**2 / (3 k_B) a free atom, centre of mass held; K fs**2."""
-    moved = positions[n:] - positions[:-n]
+def kinetic_temperature(velocities: np.ndarray, masses: np.ndarray) -> np.ndarray:
+    """Temperature of each frame in K: twice the kinetic energy over 3N - 3 times k_B.
+
+    Parameters
+    ----------
+    velocities
+        Shape (*, N, 3) in angstrom/fs; the motion of the centre of mass is taken out.
+    masses
+        Shape (N,) in dalton, see `densitykit.units.atomic_masses`.
+    """
+    weights = np.asarray(masses, float)[:, None]
+    v = velocities - (weights * velocities).sum(axis=-2, keepdims=True) / weights.sum()
+    freedom = max(3 * (len(weights) - 1), 1)
+    return (weights * v**2).sum(axis=(-2, -1)) / (freedom * KELVIN)
+
+
+def _thermal(moved: np.ndarray, masses: np.ndarray) -> float:
+    """Mean of m |moved|**2 / (3 k_B) a free atom, centre of mass held; K fs**2."""
     seen = np.isfinite(moved[..., 0])
     mass = np.where(seen, masses, 0.0)[..., None]
     moved = np.where(seen[..., None], moved, 0.0)

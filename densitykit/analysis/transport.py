@@ -32,10 +32,11 @@ import numpy as np
 import xarray as xr
 from scipy.constants import k as boltzmann
 
-from densitykit.analysis.modes import apply_lazily
+from densitykit.analysis.modes import apply_lazily, species_pairs
 from densitykit.analysis.scattering import dynamic_structure, time_correlation
-from densitykit.cells import minimum_image
+from densitykit.cells import cell_heights, single_cell
 from densitykit.errors import ShapeError
+from densitykit.neighbours import neighbour_pairs
 from densitykit.units import PER_CM
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "green_kubo",
     "mean_square_displacement",
     "pair_distribution",
+    "partial_pair_distribution",
     "unwrap",
     "velocities_from_positions",
     "velocity_autocorrelation",
@@ -60,17 +62,22 @@ def unwrap(positions: xr.DataArray, cell: np.ndarray) -> xr.DataArray:
     Parameters
     ----------
     positions
-        Dimensions (time, atom, cartesian) in angstrom; the same atom in the same place
+        Dimensions (time, atom, cartesian) in angstrom; the same atom in the same row
         in each frame, and moving by less than half of the cell between two.
     cell
-        Lattice vectors as rows, shape (d, d), in angstrom.
+        Lattice vectors as rows, shape (d, d), in angstrom; of the whole run.
 
     Returns
     -------
     xr.DataArray
         Same dimensions; the first frame stays where it is.
+
+    Raises
+    ------
+    ShapeError
+        If the cell changes: displacements would have a part that is the cell's.
     """
-    cell = np.asarray(cell, dtype=np.float64)
+    cell = single_cell(cell, "unwrap")
 
     def join(paths: np.ndarray) -> np.ndarray:
         steps = np.diff(paths @ np.linalg.inv(cell), axis=-2, prepend=np.nan)
@@ -106,17 +113,17 @@ def pair_distribution(
     bins: int = 100,
     other: xr.DataArray | None = None,
 ) -> xr.DataArray:
-    """Pair distribution function g(r) of every frame, by minimum image.
+    """Pair distribution function g(r) of every frame, with all images within reach.
 
     Parameters
     ----------
     positions
         Dimensions (time, atom, cartesian) in angstrom, wrapped or not.
     cell
-        Lattice vectors as rows, shape (3, 3), in angstrom.
+        Lattice vectors as rows, shape (3, 3), or (time, 3, 3) if it changes, in angstrom.
     r_max
-        Largest distance; by default, and at most, half of the smallest height of the cell,
-        up to which the nearest image is the only one.
+        Largest distance; by default half of the smallest height of the cell, up to which
+        the nearest image is the only one. Beyond, the order of the periodic images shows.
     bins
         Of equal width between 0 and r_max.
     other
@@ -131,32 +138,58 @@ def pair_distribution(
     Raises
     ------
     ShapeError
-        If r_max is too large for the cell.
+        If r_max is not positive, or the cells are not those of the frames.
     """
-    cell = np.asarray(cell, dtype=np.float64)
-    inverse = np.linalg.inv(cell)
-    half = 0.5 / np.linalg.norm(inverse, axis=0).max()
-    r_max = half if r_max is None else r_max
-    if not 0 < r_max <= half * (1 + 1e-9):
-        raise ShapeError(f"r_max={r_max} is not in (0, {half:.4f}] angstrom, half of the cell")
+    cells = np.asarray(cell, dtype=np.float64)
+    r_max = float(cell_heights(cells).min()) / 2 if r_max is None else r_max
+    n = positions.sizes["time"]
+    if r_max <= 0 or (cells.ndim == 3 and len(cells) != n):
+        raise ShapeError(
+            f"no g(r) up to {r_max} angstrom of {n} frames in cells {cells.shape}; give a "
+            "positive r_max, and one cell or as many as frames"
+        )
     edges = np.linspace(0.0, r_max, bins + 1)
     shells = 4 / 3 * np.pi * np.diff(edges**3)
 
-    def count(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        pairs = a.shape[-2] * b.shape[-2]
-        out = np.empty((*a.shape[:-2], bins))
-        for frame in np.ndindex(out.shape[:-1]):
-            steps = (a[frame][:, None] - b[frame]) @ inverse
-            distance = np.linalg.norm(minimum_image(steps, cell), axis=-1)
-            if other is None:
-                distance = distance[~np.eye(len(distance), dtype=bool)]
-            out[frame] = np.histogram(distance, edges)[0]
-        return out * abs(np.linalg.det(cell)) / (pairs * shells)
+    first = positions.sizes["atom"]
+    pairs = first * (first if other is None else other.sizes["atom"])
 
-    second = (positions if other is None else other).rename(atom="other", cartesian="xyz")
-    core = [["atom", "cartesian"], ["other", "xyz"]]
-    g = apply_lazily(count, positions, second, core=core, out={"r": bins}, dtype=float)
+    def count(x: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        cells, out = np.broadcast_to(cells, (*x.shape[:-2], 3, 3)), np.empty((*x.shape[:-2], bins))
+        for k in np.ndindex(out.shape[:-1]):
+            i, j, image = neighbour_pairs(x[k], cells[k], r_max, both_ways=True)
+            wanted = i < first if other is None else (i < first) & (j >= first)
+            i, j, image = i[wanted], j[wanted], image[wanted]
+            distance = np.linalg.norm(x[k][j] - x[k][i] + image @ cells[k], axis=1)
+            out[k] = np.histogram(distance, edges)[0] * abs(np.linalg.det(cells[k]))
+        return out / (pairs * shells)
+
+    both = positions if other is None else xr.concat([positions, other], "atom")
+    lattice = xr.DataArray(cells, dims=("time", "vector", "xyz")[-cells.ndim :])
+    core = [["atom", "cartesian"], ["vector", "xyz"]]
+    g = apply_lazily(count, both, lattice, core=core, out={"r": bins}, dtype=float)
     return g.assign_coords(r=("r", (edges[1:] + edges[:-1]) / 2, {"units": "angstrom"}))
+
+
+def partial_pair_distribution(
+    run: xr.Dataset, r_max: float | None = None, bins: int = 100
+) -> xr.DataArray:
+    """Partial g_ab(r) of a run with several species, (pair, time, r), see `species_pairs`.
+
+    Parameters
+    ----------
+    run
+        Trajectory with `positions`, `numbers` and `cell`.
+    r_max, bins
+        See `pair_distribution`.
+    """
+    x, cell = run["positions"], run["cell"].values
+
+    def partial(a: np.ndarray, b: np.ndarray) -> xr.DataArray:
+        other = None if a is b else x[:, b]
+        return pair_distribution(x[:, a], cell, r_max, bins, other)
+
+    return species_pairs(run, partial)
 
 
 def mean_square_displacement(positions: xr.DataArray, max_lag: int | None = None) -> xr.DataArray:
