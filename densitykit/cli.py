@@ -16,7 +16,6 @@ from typing import Any
 from densitykit import __version__
 from densitykit import arguments as types
 from densitykit.errors import DensityKitError
-from densitykit.generate.commands import add_parsers
 
 Commands = argparse._SubParsersAction
 FULL = {"latent_channels": 8, "autoencoder_width": 40, "autoencoder_blocks": 1}
@@ -277,6 +276,8 @@ def _add_tables(commands: Commands) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Parser of the whole command line; each command has its function in `action`."""
+    from densitykit.generate.commands import add_parsers
+
     result = argparse.ArgumentParser("densitykit", description="Electron density in motion.")
     result.add_argument("--version", action="version", version=__version__)
     commands = result.add_subparsers(required=True, metavar="COMMAND")
@@ -297,6 +298,8 @@ def main() -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"densitykit: {where}{error.strerror or error}", file=sys.stderr)
+    except MemoryError as error:
+        print(f"densitykit: out of memory; {error or 'take less at once'}", file=sys.stderr)
     return 2
 
 

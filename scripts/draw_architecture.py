@@ -10,6 +10,7 @@ floor that it imports from, so that arrows point down wherever there is no circl
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -88,6 +89,12 @@ def reduced(graph: Graph) -> Graph:
     }
 
 
+def summary(tree: ast.Module) -> str:
+    """Return the first sentence of a module's docstring as Markdown."""
+    first = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
+    return re.sub(r":\w+:`", "`", first).replace("``", "`").rstrip(":")
+
+
 def draw(trees: dict[str, ast.Module]) -> str:
     """Return the block: a diagram of the places, and a table of all modules."""
     graph = arrows(trees)
@@ -100,12 +107,11 @@ def draw(trees: dict[str, ast.Module]) -> str:
     lines += ["```", "", "| floor | place | what it owns |", "|---|---|---|"]
     for name in sorted(floor, key=lambda name: (-floor[name], name)):
         owned = [path for path in trees if place(path) == name]
-        for path in sorted(owned, key=lambda path: (path != f"{name}/__init__.py", path)):
-            head = path.endswith("__init__.py") or name not in folders
-            label = f"**`{path.removesuffix('__init__.py')}`**" if head else f"`{path}`"
-            said = (ast.get_docstring(trees[path]) or "").split("\n\n")[0].replace("\n", " ")
-            if said or not path.endswith("__init__.py"):
-                lines.append(f"| {floor[name] if head else ''} | {label} | {said} |")
+        for path in sorted(owned, key=lambda path: path.replace("__init__", "")):
+            head = path in (f"{name}.py", f"{name}/__init__.py")
+            label = f"`{path.removesuffix('__init__.py')}`"
+            level, label = (str(floor[name]), f"**{label}**") if head else ("", label)
+            lines.append(f"| {level} | {label} | {summary(trees[path])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -26,13 +26,6 @@ def loaded_after(code: str) -> list[str]:
     return json.loads(subprocess.run(words, capture_output=True, check=True, cwd=ROOT).stdout)
 
 
-def defined(name: str) -> bool:
-    try:
-        return getattr(dk, name) is not None
-    except (AttributeError, ModuleNotFoundError):
-        return False
-
-
 def test_the_door_lists_its_names() -> None:
     assert set(dk.__all__) == set(NAMES)
     assert set(NAMES) | {"__version__"} <= set(dir(dk))
@@ -40,8 +33,6 @@ def test_the_door_lists_its_names() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_is_there(name: str) -> None:
-    if name in ("load_windows", "train") and not defined(name):
-        pytest.skip(f"{name} is being written")
     found = getattr(dk, name)
     assert found is getattr(dk, name)  # the same each time
     assert inspect.getdoc(found)

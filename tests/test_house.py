@@ -23,6 +23,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from scripts import draw_architecture as architecture
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -149,7 +151,7 @@ def test_environment_file_matches_the_project() -> None:
 
 
 def test_imports_are_declared() -> None:
-    known = set(sys.stdlib_module_names) | {"densitykit", "experiments"}
+    known = set(sys.stdlib_module_names) | {"densitykit", "experiments", "scripts"}
     known |= {p.stem for p in (ROOT / "tests").rglob("*.py")}
     known |= {"qepy"}  # in the environment of the plane-wave engine, see densitykit/generate
     declared = set(requirements(*PROJECT["optional-dependencies"]))
@@ -162,6 +164,28 @@ def test_imports_are_declared() -> None:
 def test_changelog_has_the_current_version() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert re.search(rf"^## \[{re.escape(version())}\]", changelog, re.MULTILINE)
+
+
+# the house
+
+CORE_APART = {"generate", "chain"}  # worlds beside the core, which import it
+TREES = architecture.sources(ROOT)
+
+
+def test_arrows_point_down() -> None:
+    """Counting imports inside functions, too; a circle is named."""
+    graph = architecture.arrows(TREES)
+    floor = architecture.floors(graph)
+    assert all(floor[a] > floor[b] for a, below in graph.items() for b in below)
+
+
+def test_the_core_stands_without_the_worlds_beside_it() -> None:
+    """Only the command line asks them, when it runs."""
+    at_import, ever = (architecture.arrows(TREES, lazy) for lazy in (False, True))
+    for name in ever.keys() - CORE_APART:
+        assert not at_import[name] & CORE_APART, f"{name} imports {at_import[name] & CORE_APART}"
+        if name not in ("cli", "__main__"):
+            assert not ever[name] & CORE_APART, f"{name} imports {ever[name] & CORE_APART}"
 
 
 # files
