@@ -14,8 +14,8 @@ are offered. *Spatial*: :math:`P = \rho / \sum\rho` over the voxels of a frame; 
 density is. *Value*: the histogram of the values of a standardised logarithm; it sees only how
 often a value occurs, so shuffled voxels score perfectly. The histogram shares each value linearly
 between the two nearest bin centres, which makes it differentiable, and is the
-same in numpy and in torch. A value-sJSD says something only beside its floor, the divergence
-between two halves of the reference.
+same in numpy and in torch. A value-sJSD says something only beside its noise
+level, the divergence between two halves of the reference (`reference_noise_level`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from densitykit.errors import ShapeError
 
 __all__ = [
     "jensen_shannon",
+    "reference_noise_level",
     "relative_l1",
     "relative_l2",
     "spatial_sjsd",
-    "split_half_floor",
     "value_distribution",
     "value_sjsd",
 ]
@@ -126,7 +126,7 @@ def value_sjsd(
     return jensen_shannon(p, q, z)
 
 
-def split_half_floor(values: Array, z: float = LN2, **bins: float) -> Array:
+def reference_noise_level(values: Array, z: float = LN2, **bins: float) -> Array:
     """Value-sJSD between the two halves of a run (first axis is time): what no model can beat."""
     half = len(values) // 2
     return value_sjsd(values[:half], values[half:], z, **bins)

@@ -18,7 +18,7 @@ from densitykit.fields import n_electrons
 from densitykit.io.reader import open_runs, open_split, open_trajectory
 from densitykit.io.splits import read_splits
 from densitykit.io.validate import validate_trajectory
-from densitykit.metrics import relative_l2, split_half_floor
+from densitykit.metrics import reference_noise_level, relative_l2
 from densitykit.models import NuclearEmulator, load_model, read_provenance
 from densitykit.models.baselines import FourierLinearMap
 from densitykit.models.nuclear.emulator import supercell, thermal_velocities
@@ -213,7 +213,7 @@ def test_ten_picoseconds_through_the_nuclei(test_pairs):
     )
     table = verdict(film, open_split(STORE, "test"), open_split(STORE, "train"))
     failed = table.metric[table.passed == False].tolist()  # noqa: E712
-    assert set(failed) <= {"temperature, K", "value-sJSD over its floor"}
+    assert set(failed) <= {"temperature, K", "value-sJSD over its noise level"}
 
 
 @pytest.mark.slow
@@ -229,5 +229,5 @@ def test_a_long_rollout_keeps_the_statistics(train, test_pairs):
     scores = table[table.model == "model"].set_index("metric").value
     print(scores)
     assert scores["sd ln rho / reference"] == pytest.approx(1, abs=0.05)
-    assert scores["value-sJSD"] <= 3 * split_half_floor(transform.forward(reference))
+    assert scores["value-sJSD"] <= 3 * reference_noise_level(transform.forward(reference))
     assert scores["electron drift"] <= 1e-5

@@ -9,10 +9,10 @@ import torch
 from densitykit.metrics import (
     LN2,
     jensen_shannon,
+    reference_noise_level,
     relative_l1,
     relative_l2,
     spatial_sjsd,
-    split_half_floor,
     value_distribution,
     value_sjsd,
 )
@@ -179,21 +179,21 @@ def test_value_reading_takes_fields_of_different_length() -> None:
     assert value_sjsd(values, values[:50]) == pytest.approx(0, abs=1e-12)
 
 
-def test_floor_of_independent_halves() -> None:
+def test_noise_level_of_independent_halves() -> None:
     """With n values a half, K bins and linear sharing: E[JSD] = (2K/3 - 1) / (4 n)."""
     rng = np.random.default_rng(7)
     n = 5000
-    floors = [
-        split_half_floor(rng.uniform(-1, 1, (2 * n // 100, 100)), z=1.0, **COARSE)
+    levels = [
+        reference_noise_level(rng.uniform(-1, 1, (2 * n // 100, 100)), z=1.0, **COARSE)
         for _ in range(60)
     ]
-    assert np.mean(floors) == pytest.approx((2 * 11 / 3 - 1) / (4 * n), rel=0.25)
+    assert np.mean(levels) == pytest.approx((2 * 11 / 3 - 1) / (4 * n), rel=0.25)
 
 
-def test_floor_splits_along_time() -> None:
+def test_noise_level_splits_along_time() -> None:
     values = np.concatenate([np.full((3, 8), -1.0), np.full((3, 8), 1.0)])
-    assert split_half_floor(values, **COARSE) == pytest.approx(1)
-    assert split_half_floor(values.T, **COARSE) == pytest.approx(0, abs=1e-15)
+    assert reference_noise_level(values, **COARSE) == pytest.approx(1)
+    assert reference_noise_level(values.T, **COARSE) == pytest.approx(0, abs=1e-15)
 
 
 # --- gradients -------------------------------------------------------------------------------
