@@ -138,7 +138,7 @@ class Window:
                 f"{self.source}: {context} frames up to the present are needed, the window has "
                 f"{have}; load it with context={context} or more"
             )
-        if context == len(self.offsets):
+        if end == 0 and context == len(self.offsets):
             return self
         chosen = [self.offsets.index(offset) for offset in wanted]
         parts = {name: x[:, chosen] for name, x in self._moving().items() if name != "cell"}
@@ -221,7 +221,7 @@ class Windows:
         self.positions, self.velocities = (_optional(run, n) for n in ("positions", "velocities"))
 
     def __len__(self) -> int:
-        return len(self.times) - self.offsets[-1] - self.context + 1
+        return max(0, len(self.times) - self.offsets[-1] - self.context + 1)
 
     def __repr__(self) -> str:
         grid = " x ".join(map(str, self.grid))

@@ -21,7 +21,8 @@ from torch import Tensor
 from densitykit.cells import shells
 from densitykit.data.transforms import backward_rate
 from densitykit.data.windows import Window, Windows
-from densitykit.models.base import Emulator
+from densitykit.errors import WindowError
+from densitykit.models.base import Domain, Emulator
 
 __all__ = [
     "FourierLinearMap",
@@ -53,11 +54,27 @@ class Persistence:
         return state
 
 
-class MeanField(Persistence):
-    """The mean training density, whatever the state."""
+class _Fitted:
+    """What was fitted to windows: it serves their grid and cell only."""
 
     def __init__(self, windows: Windows) -> None:
         super().__init__(windows.horizon)
+        self.grid, self.domain = windows.grid, Domain.of(windows)
+
+    def init(self, window: Window) -> Tensor:
+        name = f"this {type(self).__name__}"
+        self.domain.check(window, name)
+        if window.grid != self.grid:
+            here, there = (" x ".join(map(str, grid)) for grid in (window.grid, self.grid))
+            raise WindowError(f"{window.source}: grid {here}, {name} was fitted to {there}")
+        return super().init(window)
+
+
+class MeanField(_Fitted, Persistence):
+    """The mean training density, whatever the state."""
+
+    def __init__(self, windows: Windows) -> None:
+        super().__init__(windows)
         chosen = windows.every(1, 2048)
         total = torch.zeros(windows.grid, dtype=torch.float64)
         for i in chosen:
@@ -101,7 +118,7 @@ def _pair(window: Window, windows: Windows) -> tuple[Tensor, Tensor]:
     return now, later
 
 
-class ProperOrthogonalMap(LinearExtrapolation):
+class ProperOrthogonalMap(_Fitted, LinearExtrapolation):
     """POD projection and least-squares linear map.
 
     Parameters
@@ -115,8 +132,7 @@ class ProperOrthogonalMap(LinearExtrapolation):
     """
 
     def __init__(self, windows: Windows, modes: int = 96, ridge: float = 1e-4) -> None:
-        super().__init__(windows.horizon)
-        self.grid = windows.grid
+        super().__init__(windows)
         limit = max(8, _SNAPSHOT_BYTES // (16 * int(np.prod(self.grid))))
         pairs = [_pair(windows[i], windows) for i in windows.every(1, limit)]
         now, later = (torch.cat(side) for side in zip(*pairs, strict=True))
@@ -138,7 +154,7 @@ class ProperOrthogonalMap(LinearExtrapolation):
         return ((coefficients @ matrix) @ modes.T).reshape(state.shape) + mean
 
 
-class FourierLinearMap(LinearExtrapolation):
+class FourierLinearMap(_Fitted, LinearExtrapolation):
     """Least-squares linear map of every shell of Fourier coefficients.
 
     Parameters
@@ -150,7 +166,7 @@ class FourierLinearMap(LinearExtrapolation):
     """
 
     def __init__(self, windows: Windows, every: int = 4) -> None:
-        super().__init__(windows.horizon)
+        super().__init__(windows)
         self.shell = torch.from_numpy(shells(windows.grid, windows.cell.numpy()))
         gram, cross = torch.zeros(2, int(self.shell.max()) + 1, 2, 2, dtype=torch.float64)
         for i in windows.every(every, 512):

@@ -1,12 +1,23 @@
-"""The log-normal variables: inverses, the chain rule, and exact electron counts."""
+"""Log-normal variables, rates, resampling: inverses, the chain rule, exact electron counts."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from analytic import run_of
 
-from densitykit.data.transforms import LogNormal, restore_electrons
+from densitykit.data.transforms import (
+    LogNormal,
+    backward_rate,
+    fourier_resample,
+    multiple_of,
+    restore_electrons,
+)
+from densitykit.data.windows import Windows
+from densitykit.fields import resample, time_derivative
 
 TRANSFORM = LogNormal(mu=-2.1, sigma=0.7, eps=0.01)
 
@@ -118,3 +129,77 @@ def test_each_frame_gets_its_own_mean() -> None:
         restore_electrons(torch.tensor(density()), torch.tensor(means)).numpy(),
     ):
         np.testing.assert_allclose(restored.mean(axis=(-3, -2, -1)), [0.1, 0.3], rtol=1e-14)
+
+
+def test_constants_of_windows_are_those_of_their_present_frames() -> None:
+    rho = density((12, 4, 4, 4))
+    windows = Windows(run_of(rho), 4.0)
+    whole = LogNormal.fit(rho.astype(np.float32)[2:10], eps=0.02)  # frames 2 to 9 have a target
+    streamed = LogNormal.of(windows, eps=0.02)
+    assert streamed.eps == 0.02
+    assert streamed.mu == pytest.approx(whole.mu, rel=1e-12)
+    assert streamed.sigma == pytest.approx(whole.sigma, rel=1e-12)
+    part = LogNormal.of(windows, eps=0.02, limit=4)
+    assert part.mu == pytest.approx(LogNormal.fit(rho.astype(np.float32)[2:10:2], 0.02).mu)
+
+
+# --- rates -----------------------------------------------------------------------------------
+
+
+def test_rate_is_the_backward_difference() -> None:
+    frames = np.random.default_rng(0).uniform(size=(2, 5, 4, 4, 4)).astype(np.float32)
+    found = backward_rate(torch.tensor(frames), 2.5)
+    expected = np.stack([time_derivative(f.astype(float), 2.5)[-1] for f in frames])
+    assert found.shape == (2, 4, 4, 4) and found.dtype == torch.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("time_step", [2.0, 1.0, 0.5])
+def test_rate_of_moving_waves(time_step: float, mock_density: Callable) -> None:
+    """Within the leading error term of the fastest wave, (omega dt)^2 / 3."""
+    times = time_step * np.arange(3)
+    frames = torch.tensor(np.stack([mock_density(t) for t in times]))[None]
+    h = 1e-3
+    exact = (mock_density(times[-1] + h) - mock_density(times[-1] - h)) / (2 * h)
+    error = np.abs(backward_rate(frames, time_step)[0].numpy() - exact).max()
+    angle = 2 * np.pi * 3 / 40 * time_step
+    assert error < angle**2 / 3 * np.abs(exact).max()
+
+
+def test_rate_of_a_parabola_is_exact() -> None:
+    t = 3.0 * torch.arange(3, dtype=torch.float64).reshape(1, 3, 1, 1, 1)
+    frames = (1 + 2 * t - 0.5 * t**2).expand(1, 3, 2, 2, 2)
+    torch.testing.assert_close(backward_rate(frames, 3.0), torch.full((1, 2, 2, 2), -4.0).double())
+
+
+# --- grids -----------------------------------------------------------------------------------
+
+
+def test_multiples_of_a_stride() -> None:
+    assert multiple_of(4, (8, 14, 1)) == (8, 16, 4) and multiple_of(1, (7, 8, 9)) == (7, 8, 9)
+
+
+@pytest.mark.parametrize("shape", [(7, 7, 7), (8, 8, 8), (14, 9, 10), (6, 8, 12)])
+@pytest.mark.parametrize("grid", [(8, 8, 8), (16, 12, 9), (5, 6, 7), (4, 4, 4)])
+def test_resampling_agrees_with_numpy(shape: tuple[int, ...], grid: tuple[int, ...]) -> None:
+    field = np.random.default_rng(0).normal(size=(2, 3, *shape))
+    found = fourier_resample(torch.tensor(field), grid)
+    assert found.shape == (2, 3, *grid)
+    np.testing.assert_allclose(found, resample(field, grid), rtol=0, atol=1e-12)
+    mean = field.mean(axis=(-3, -2, -1))
+    np.testing.assert_allclose(found.mean(dim=(-3, -2, -1)), mean, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(7, 7, 7), (14, 14, 14), (6, 9, 10)])
+def test_refining_and_back_changes_nothing(shape: tuple[int, ...]) -> None:
+    field = torch.tensor(np.random.default_rng(0).normal(size=(2, *shape)))
+    back = fourier_resample(fourier_resample(field, multiple_of(4, shape)), shape)
+    torch.testing.assert_close(back, field, rtol=0, atol=1e-13)
+
+
+def test_resampling_evaluates_the_same_wave() -> None:
+    def wave(n: int) -> torch.Tensor:
+        x = torch.arange(n, dtype=torch.float64) / n
+        return torch.cos(2 * torch.pi * 2 * x + 0.3)[:, None, None].expand(n, 7, 9)
+
+    torch.testing.assert_close(fourier_resample(wave(7), (12, 8, 12))[:, 0, 0], wave(12)[:, 0, 0])
