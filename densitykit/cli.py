@@ -178,7 +178,7 @@ def _add_train(commands: Commands) -> None:
     latent = sub.add_argument_group("latent")
     text = "steps of the autoencoder before (default: 6000)"
     latent.add_argument(
-        "--autoencoder-steps", type=types.positive_count, default=6000, metavar="N", help=text
+        "--autoencoder-steps", type=types.count, default=6000, metavar="N", help=text
     )
     text = "take the autoencoder of this checkpoint"
     latent.add_argument("--autoencoder", type=Path, help=text)

@@ -1,0 +1,113 @@
+"""What README and docs promise: links lead somewhere, commands are commands, code runs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+import yaml
+
+import densitykit as dk
+from densitykit.cli import parser
+from densitykit.io.schema import schema_for
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "data").glob("*.md")),
+    *sorted((ROOT / "data").glob("*/README.md")),
+]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def fences(page: Path, language: str) -> list[str]:
+    """Give the blocks of code of one language, "" for none."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+def command_lines(page: Path) -> list[str]:
+    """Give the lines of shell blocks, and code in the text that may be a command in short."""
+    lines = "".join(fences(page, "")).splitlines()
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
+    return [line.split(" #")[0].strip() for line in lines]
+
+
+def check_command(words: list[str]) -> None:
+    """Raise unless the command and its options exist; it may be abridged in a text."""
+    found = parser()
+    while subparsers := [a for a in found._actions if isinstance(a, argparse._SubParsersAction)]:
+        if not words or words[0].isupper():
+            return
+        found = subparsers[0].choices[words.pop(0)]
+    options = {name for action in found._actions for name in action.option_strings}
+    assert {word for word in words if word.startswith("--")} <= options, words
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith(("http", "#")):
+            assert (page.parent / target.split("#")[0]).exists(), target
+
+
+@each_page
+def test_commands_are_commands(page: Path) -> None:
+    for line in command_lines(page):
+        if line.startswith("densitykit "):
+            check_command(shlex.split(line)[1:])
+        for name in re.findall(r"^python -m (experiments\.[a-z_]+)\b", line):
+            assert (ROOT / f"{name.replace('.', '/')}.py").exists(), line
+        for name in re.findall(r"^python ((?:scripts|benchmarks)/\S+)", line):
+            assert (ROOT / name).exists(), line
+
+
+@each_page
+def test_commands_of_blocks_are_complete(page: Path) -> None:
+    for line in "".join(fences(page, "")).splitlines():
+        if line.startswith("densitykit "):
+            parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
+@each_page
+def test_the_command_has_its_short_name(page: Path) -> None:
+    assert "python -m densitykit " not in page.read_text(), "the command is `densitykit`"
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 7000
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/format.md", "docs/your-own-model.md"])
+def test_code_runs(page: str, monkeypatch) -> None:
+    """With few steps, and without windows that pop up."""
+    shown = []
+    monkeypatch.setattr(go.Figure, "show", shown.append)
+    monkeypatch.chdir(ROOT)
+    code = "\n".join(fences(ROOT / page, "python")).replace("steps=100", "steps=2")
+    namespace: dict[str, object] = {}
+    exec(compile(code.replace("every=20", "every=200"), page, "exec"), namespace)
+    assert len(shown) == code.count(".show()")
+    if page.endswith("model.md"):
+        mine, persistence = (
+            namespace["table"].query("model == @name and metric == 'one-step l2'").value.item()
+            for name in ("mine", "persistence")
+        )
+        assert 0 < mine < persistence
+
+
+def test_the_format_lists_all_variables() -> None:
+    page = (ROOT / "docs" / "format.md").read_text()
+    for name, variable in schema_for(3).items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert ", ".join(variable.dims) in row and variable.units in row
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == dk.__version__ and cited["license"] == "BSD-3-Clause"
