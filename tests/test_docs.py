@@ -83,7 +83,7 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 7000
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/format.md", "docs/your-own-model.md"])
+@pytest.mark.parametrize("page", ["docs/format.md", "docs/your-own-model.md"])
 def test_code_runs(page: str, monkeypatch) -> None:
     """With few steps, and without windows that pop up."""
     shown = []
