@@ -116,7 +116,7 @@ def _molecule(name: str, temperature: float) -> System:
         geometries=partial(molecule, name, temperature=temperature, margin=3.0),
         engine=partial(gaussian_dft, basis="gth-tzv2p", **_QUICK),
         spacing=0.25,
-        keepbits=9,
+        keepbits=12,
         resolution=_FAINT,
         splits={"train": 100, "validation": 10, "test": 10},
     )
