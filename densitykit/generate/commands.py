@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from densitykit import arguments as types
 
@@ -16,6 +17,8 @@ __all__ = ["add_parsers"]
 
 #: settings of the liquid lithium data: converged to 0.7 % in the density (see the data card)
 LITHIUM = {"k_points": (2, 2, 2), "bands_per_atom": 21 / 32, "relaxation": 300.0}
+#: settings of the data of hot rock salt (see the data card)
+SALT = {"grid": (28, 36, 24), "relaxation": 100.0}
 STATIC = ("ethane", "isobutane", "butane", "water", "aluminium")
 
 
@@ -23,11 +26,8 @@ def _lithium(arguments: argparse.Namespace) -> int:
     """Molecular dynamics of liquid lithium at the density of 800 K."""
     from ase.units import Ry
 
-    from densitykit.generate.dynamics import energy_drift, molecular_dynamics
     from densitykit.generate.espresso import Espresso
     from densitykit.generate.geometries import lithium
-    from densitykit.io.describe import summarise
-    from densitykit.io.reader import open_trajectory
 
     atoms = lithium(arguments.size, arguments.seed)
     engine = Espresso(
@@ -37,6 +37,36 @@ def _lithium(arguments: argparse.Namespace) -> int:
         bands=round(LITHIUM["bands_per_atom"] * len(atoms)),
     )
     edge = round(atoms.cell.lengths()[0] / 0.38)
+    grid, title = (edge + edge % 2,) * 3, f"Liquid lithium, {len(atoms)} atoms"
+    return _dynamics(arguments, atoms, engine, grid, LITHIUM["relaxation"], title)
+
+
+def _sodium_chloride(arguments: argparse.Namespace) -> int:
+    """Molecular dynamics of hot rock salt in an orthorhombic cell."""
+    from ase.units import Ry
+
+    from densitykit.generate.espresso import Espresso
+    from densitykit.generate.geometries import sodium_chloride
+
+    atoms = sodium_chloride(arguments.seed)
+    engine = Espresso(arguments.cutoff * Ry, mixing_mode="plain")
+    title = f"Hot rock salt, {len(atoms)} atoms"
+    return _dynamics(arguments, atoms, engine, SALT["grid"], SALT["relaxation"], title)
+
+
+def _dynamics(
+    arguments: argparse.Namespace,
+    atoms: Any,
+    engine: Any,
+    grid: tuple[int, ...],
+    relaxation: float,
+    title: str,
+) -> int:
+    """Run or continue what the arguments say, then tell what there is and how it drifts."""
+    from densitykit.generate.dynamics import energy_drift, molecular_dynamics
+    from densitykit.io.describe import summarise
+    from densitykit.io.reader import open_trajectory
+
     with engine:
         molecular_dynamics(
             atoms,
@@ -44,14 +74,14 @@ def _lithium(arguments: argparse.Namespace) -> int:
             arguments.out,
             arguments.steps,
             time_step=arguments.time_step,
-            grid=(edge + edge % 2,) * 3,
+            grid=grid,
             temperature=None if arguments.nve else arguments.temperature,
-            relaxation=LITHIUM["relaxation"],
+            relaxation=relaxation,
             interval=arguments.interval,
             seed=arguments.seed,
             keepbits=10,
             floor=1e-4,
-            attrs={"title": f"Liquid lithium, {len(atoms)} atoms, {arguments.temperature:g} K"},
+            attrs={"title": f"{title}, {arguments.temperature:g} K"},
         )
     print(summarise(arguments.out))
     drift = energy_drift(open_trajectory(arguments.out))
@@ -119,6 +149,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     systems = systems.add_subparsers(required=True, metavar="SYSTEM")
     _add_chain(systems)
     _add_lithium(systems)
+    _add_sodium_chloride(systems)
     for name in STATIC:
         _add_static(systems, name)
     _add_convergence(commands)
@@ -155,14 +186,40 @@ def _add_lithium(systems: argparse._SubParsersAction) -> None:
     sub.add_argument("--steps", type=types.positive_count, default=1000, metavar="N", help=text)
     text = "atoms in the cell (default: 32)"
     sub.add_argument("--size", type=types.positive_count, default=32, metavar="N", help=text)
-    text = "K (default: 800)"
-    sub.add_argument("--temperature", type=types.positive, default=800.0, metavar="T", help=text)
-    text = "fs (default: 3)"
-    sub.add_argument("--time-step", type=types.positive, default=3.0, metavar="FS", help=text)
-    text = "steps between stored frames (default: 2)"
-    sub.add_argument("--interval", type=types.positive_count, default=2, metavar="N", help=text)
-    text = "of the plane waves, Ry (default: 16)"
-    sub.add_argument("--cutoff", type=types.positive, default=16.0, metavar="RY", help=text)
+    _add_dynamics(sub, temperature=800.0, time_step=3.0, interval=2, cutoff=16.0)
+
+
+def _add_sodium_chloride(systems: argparse._SubParsersAction) -> None:
+    text = "Ab-initio molecular dynamics of hot rock salt, 24 atoms in an orthorhombic cell."
+    sub = _system(systems, "sodium-chloride", _sodium_chloride, text)
+    text = "number of the last step (default: 400)"
+    sub.add_argument("--steps", type=types.positive_count, default=400, metavar="N", help=text)
+    _add_dynamics(sub, temperature=900.0, time_step=5.0, interval=1, cutoff=24.0)
+
+
+def _add_dynamics(
+    sub: argparse.ArgumentParser,
+    *,
+    temperature: float,
+    time_step: float,
+    interval: int,
+    cutoff: float,
+) -> None:
+    """Add what dynamics with plane waves can be told, with these defaults."""
+    text = f"K (default: {temperature:g})"
+    sub.add_argument(
+        "--temperature", type=types.positive, default=temperature, metavar="T", help=text
+    )
+    text = f"fs (default: {time_step:g})"
+    sub.add_argument(
+        "--time-step", type=types.positive, default=time_step, metavar="FS", help=text
+    )
+    text = f"steps between stored frames (default: {interval})"
+    sub.add_argument(
+        "--interval", type=types.positive_count, default=interval, metavar="N", help=text
+    )
+    text = f"of the plane waves, Ry (default: {cutoff:g})"
+    sub.add_argument("--cutoff", type=types.positive, default=cutoff, metavar="RY", help=text)
     sub.add_argument("--nve", action="store_true", help="no thermostat")
 
 

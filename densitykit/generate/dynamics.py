@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from densitykit.errors import GenerationError
-from densitykit.generate.engine import Engine
+from densitykit.generate.engine import Engine, valence_charges
 from densitykit.io.reader import open_trajectory
 from densitykit.io.rebuild import extend_trajectory
 from densitykit.io.store import load_arrays, save_arrays
@@ -156,15 +156,17 @@ def molecular_dynamics(
         ensemble = _ensemble(temperature, relaxation)
         attrs = {"time_step_fs": time_step, "seed": seed, **ensemble, **dict(attrs or {})}
         atoms.get_potential_energy()  # a failing engine fails before anything is on disk
+        description = engine.description()
         create_trajectory(
             path,
             n_frames=n_steps // interval + 1,
             grid=tuple(grid),
             cell=atoms.cell.array,
             numbers=atoms.numbers,
+            valence_charges=valence_charges(description, atoms.numbers),
             extra_scalars={"conserved_energy": "eV", "step": "1"},
             keepbits=keepbits,
-            attrs=engine.description() | attrs,
+            attrs=description | attrs,
         )
     state, writer = _resume(path, atoms, generator, time_step, temperature, grid)
     _check_same(path, atoms, state, time_step)

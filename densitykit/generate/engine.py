@@ -6,14 +6,15 @@ through ASE, so that its dynamics and optimisers apply. Three methods are added.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms
-from numpy.typing import NDArray
+from ase.data import chemical_symbols
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "valence_charges"]
 
 
 class Engine(Protocol):
@@ -29,7 +30,34 @@ class Engine(Protocol):
         """Density of the configuration solved last on a cell-periodic grid, angstrom**-3."""
 
     def description(self) -> dict[str, Any]:
-        """Provenance: engine, version, functional, cutoff, ... (JSON)."""
+        """Provenance: engine, version, functional, cutoff, ... (JSON).
+
+        "valence_charges", where the engine knows them: electrons of each element, by symbol.
+        """
 
     def close(self) -> None:
         """Give back what the engine holds."""
+
+
+def valence_charges(
+    description: Mapping[str, Any], numbers: ArrayLike
+) -> NDArray[np.float64] | None:
+    """Electrons that each atom gives the density, as the description of an engine has them.
+
+    Parameters
+    ----------
+    description
+        See `Engine.description`.
+    numbers
+        Atomic numbers, shape (atom,).
+
+    Returns
+    -------
+    ndarray or None
+        Shape (atom,); None where the engine does not say, or not for all elements.
+    """
+    known = description.get("valence_charges", {})
+    symbols = [chemical_symbols[int(z)] for z in np.ravel(numbers)]
+    if not set(symbols) <= known.keys():
+        return None
+    return np.array([float(known[symbol]) for symbol in symbols])

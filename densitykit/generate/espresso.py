@@ -244,6 +244,7 @@ class Espresso(Calculator):
             "engine": "Quantum ESPRESSO 7.2 (qepy {})".format(versions.get("qepy", "7.2.0")),
             "functional": self.functional,
             "pseudopotential": self._pseudopotential_names(),
+            "valence_charges": self._valence_charges(),
             "cutoff_rydberg": round(self.cutoff / Ry, 6),
             "k_points": f"shifted {mesh}" if shifted else mesh,
             "smearing": smearing,
@@ -276,6 +277,13 @@ class Espresso(Calculator):
             else:
                 names.append(f"{element} GTH-{self.functional}-q{self._gth(element).valence}")
         return ", ".join(names)
+
+    def _valence_charges(self) -> dict[str, int]:
+        """Valence electrons by element; of a UPF file of the user, its name is all we say."""
+        elements = sorted(set(self.atoms.get_chemical_symbols())) if self.atoms else []
+        chosen = {e: self.pseudopotentials.get(e) for e in elements}
+        ours = [e for e, choice in chosen.items() if not isinstance(choice, str | Path)]
+        return {element: self._gth(element).valence for element in ours}
 
     def _gth(self, element: str) -> Any:
         return gth(element, self.pseudopotentials.get(element), self.functional)

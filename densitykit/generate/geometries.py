@@ -19,6 +19,7 @@ molecules  GFN2-xTB (tblite)                  Bannwarth, Ehlert, Grimme, JCTC 15
 water      SPC/Fw (OpenMM): `water.py`        Wu, Tepper, Voth, J. Chem. Phys. 124, 024503 (2006)
 aluminium  effective-medium theory (ASE)      Jacobsen, Stoltze, Norskov, Surf. Sci. 366, 394
 lithium    none: displaced fcc, to be melted
+NaCl       none: displaced rock salt
 ========== ================================== =================================================
 
 Every function is deterministic in its seed: on one machine, with one thread, bit for bit. On
@@ -42,11 +43,21 @@ from tqdm.auto import tqdm
 
 from densitykit.errors import GenerationError
 
-__all__ = ["MOLECULES", "aluminium", "lattice_constant", "lithium", "molecule"]
+__all__ = [
+    "MOLECULES",
+    "aluminium",
+    "lattice_constant",
+    "lithium",
+    "molecule",
+    "sodium_chloride",
+]
 
 #: names of the molecules here, and in the collection of `ase.build.molecule`
 MOLECULES = {"ethane": "C2H6", "isobutane": "isobutane", "butane": "trans-butane"}
 
+_SALT_EDGE = 5.80  # angstrom, conventional cell of rock salt at 900 K (5.640 at 293 K)
+#: right-angled cell of 12 formula units; lattice vectors in units of the conventional edge
+_SALT_CELL = np.array([[1.0, -1.0, 0.0], [1.0, 1.0, 1.0], [0.5, 0.5, -1.0]])
 _LITHIUM_EDGE = 9.12722877  # angstrom, 32 atoms: 0.485 g/cm3, the liquid near 800 K
 
 
@@ -273,6 +284,45 @@ def lithium(n_atoms: int = 32, seed: int = 0, jitter: float = 0.2) -> Atoms:
     atoms = _fcc("Li", n_atoms, _LITHIUM_EDGE / 2)
     atoms.positions += np.random.default_rng(seed).normal(0, jitter, (n_atoms, 3))
     source = f"Li{n_atoms}: fcc, displaced by {jitter:g} angstrom, seed {seed}"
+    atoms.info = {"temperature": np.nan, "time": 0.0, "source": source}
+    return atoms
+
+
+def sodium_chloride(seed: int = 0, jitter: float = 0.15) -> Atoms:
+    """Start of a run of hot rock salt: the crystal, each atom displaced at random.
+
+    The cell is spanned by [1 -1 0], [1 1 1] and [1 1 -2]/2 of a conventional cell of
+    5.80 angstrom, the experimental volume near 900 K, 174 K below melting (5.640 angstrom at
+    293 K, and a mean linear expansion of 47e-6/K up to there). It is orthorhombic, its edges are
+    all different, and with 12 formula units none is shorter than 7.1 angstrom.
+
+    Parameters
+    ----------
+    seed
+        Of the displacements.
+    jitter
+        Their standard deviation along each axis, angstrom.
+
+    Returns
+    -------
+    ase.Atoms
+        Na12Cl12, periodic, 8.202 x 10.046 x 7.104 angstrom, the sodium atoms first. Not a sample
+        of anything: equilibrate it.
+    """
+    steps = np.arange(-6, 7) / 2
+    sites = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    fractions = sites @ np.linalg.inv(_SALT_CELL)
+    inside = ((fractions > -1e-9) & (fractions < 1 - 1e-9)).all(axis=1)
+    sodium = np.rint(2 * sites[inside].sum(axis=1)) % 2 == 0
+    order = np.argsort(~sodium, kind="stable")
+    atoms = Atoms(
+        np.where(sodium, 11, 17)[order],
+        scaled_positions=fractions[inside][order],
+        cell=_SALT_EDGE * np.linalg.norm(_SALT_CELL, axis=1),
+        pbc=True,
+    )
+    atoms.positions += np.random.default_rng(seed).normal(0, jitter, (len(atoms), 3))
+    source = f"12 NaCl: rock salt, displaced by {jitter:g} angstrom, seed {seed}"
     atoms.info = {"temperature": np.nan, "time": 0.0, "source": source}
     return atoms
 

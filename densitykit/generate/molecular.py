@@ -187,6 +187,7 @@ class GaussianDFT(Calculator):
             "engine": f"PySCF {pyscf.__version__}",
             "functional": self.functional,
             "pseudopotential": self.pseudopotential,
+            "valence_charges": self._valence_charges(),
             "basis": self.basis,
             "charge": self.charge,
             "spin": self.spin,
@@ -196,6 +197,13 @@ class GaussianDFT(Calculator):
             "density_fit": self.density_fit,
             "scf_threshold_eV": self.threshold,
         }
+
+    def _valence_charges(self) -> dict[str, int]:
+        """Electrons that each element gives the density, once a configuration was solved."""
+        if self._solution is None:
+            return {}
+        mol, symbols = self._solution.mol, self.atoms.get_chemical_symbols()
+        return {s: int(z) for s, z in zip(symbols, mol.atom_charges(), strict=True)}
 
     def close(self) -> None:
         """Forget the last solution and close the log."""

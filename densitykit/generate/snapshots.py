@@ -33,7 +33,7 @@ from ase import Atoms
 from tqdm.auto import tqdm
 
 from densitykit.errors import GenerationError
-from densitykit.generate.engine import Engine
+from densitykit.generate.engine import Engine, valence_charges
 from densitykit.generate.jobs import Result, evaluate_all
 from densitykit.io.splits import read_splits, write_splits
 from densitykit.io.store import PathLike, load_arrays, recover, save_arrays
@@ -241,6 +241,7 @@ class _Store:
             grid=self.grid,
             cell=np.asarray(atoms.cell),
             numbers=atoms.numbers,
+            valence_charges=valence_charges(description, atoms.numbers),
             pbc=atoms.pbc,
             quantity=self.system.quantity,
             attrs=attrs,

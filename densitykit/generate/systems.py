@@ -9,7 +9,7 @@ name       configurations          density                          sizes; tempe
 ethane     GFN2-xTB, 350 K         PBE, GTH, TZV2P (PySCF)          one molecule
 isobutane  as ethane               as ethane                        one molecule
 butane     as ethane               as ethane                        one molecule
-water      SPC/Fw, 300 K           PBE, GTH, TZV2P, Gamma (PySCF)   32 to 512 molecules
+water      SPC/Fw, 300 K           PBE, GTH, TZV2P, Gamma (CP2K)    32 to 512 molecules
 aluminium  EMT, at a(T)            PBE, GTH, plane waves, k-points  32, 108, 256; 300-900 K
 ========== ======================= ================================ ===========================
 
@@ -47,6 +47,7 @@ SIZES = {"water": (32, 64, 128, 256, 512), "aluminium": (32, 108, 256)}
 TEMPERATURES = {"aluminium": (300.0, 600.0, 900.0), "water": (300.0,)}
 TEMPERATURES |= dict.fromkeys(MOLECULES, (350.0,))
 
+_WATER_SPACING = 0.25  # angstrom: 40, 50, 64, 80, 100 points, which CP2K's grids are twice of
 _ELECTRONS = 2900.0  # K, of aluminium
 #: angstrom**-3: half of the cell of a molecule holds less than ten times as much; a third of the
 #: size of a store, for 1e-6 of the density and of the electrons
@@ -67,6 +68,13 @@ def periodic_gaussian_dft(**settings: Any) -> Any:
     from densitykit.generate.molecular import PeriodicGaussianDFT
 
     return PeriodicGaussianDFT(**settings)
+
+
+def gaussians_and_plane_waves(**settings: Any) -> Any:
+    """Make a `CP2K`."""
+    from densitykit.generate.cp2k import CP2K
+
+    return CP2K(**settings)
 
 
 def plane_waves(cutoff_ry: float, **settings: Any) -> Any:
@@ -125,12 +133,13 @@ def _molecule(name: str, temperature: float) -> System:
 def _water(size: int, temperature: float) -> System:
     tests = {64: 5, 128: 3, 256: 2, 512: 1}
     small = {"train": 70, "validation": 10, "test": 20}
+    solver = "diagonalisation" if size < 128 else "orbital transformation"
     return System(
         name=f"water-{size}-{temperature:g}K",
         geometries=partial(water, size, temperature=temperature),
-        engine=partial(periodic_gaussian_dft, basis="gth-tzv2p"),
-        spacing=0.25,
-        keepbits=9,
+        engine=partial(gaussians_and_plane_waves, spacing=_WATER_SPACING, solver=solver),
+        spacing=_WATER_SPACING,
+        keepbits=10,
         splits={"test": tests[size]} if size in tests else small,
     )
 

@@ -37,6 +37,20 @@ def test_lithium_runs_and_goes_on(tmp_path, monkeypatch, capsys) -> None:
     assert "3 frames" in printed and "meV per atom and ps" in printed
 
 
+@needs_worker
+def test_sodium_chloride_runs(tmp_path, monkeypatch, capsys) -> None:
+    """At a cutoff of no use but speed."""
+    command = ["generate", "sodium-chloride", tmp_path / "salt.zarr", "--cutoff", 4, "--steps", 1]
+    assert run(monkeypatch, *command) == 0
+    frames = open_trajectory(tmp_path / "salt.zarr")
+    np.testing.assert_allclose(frames.time, [0, 5])
+    assert frames.density.shape[1:] == (28, 36, 24)
+    np.testing.assert_array_equal(frames.valence_charge, [1] * 12 + [7] * 12)
+    assert frames.attrs["pseudopotential"] == "Cl GTH-PBE-q7, Na GTH-PBE-q1"
+    assert float(frames.n_electrons[-1]) == pytest.approx(96, abs=0.5)
+    assert "2 frames" in capsys.readouterr().out
+
+
 def test_chain_is_simulated(tmp_path, monkeypatch, capsys) -> None:
     command = ["generate", "chain", tmp_path / "m.zarr", "--model", "metal", "--size", 4]
     assert run(monkeypatch, *command, "--steps", 6, "--interval", 3) == 0

@@ -23,6 +23,7 @@ from densitykit.generate.geometries import (
     lattice_constant,
     lithium,
     molecule,
+    sodium_chloride,
 )
 from densitykit.generate.water import _ice_cubes, _spcfw, water
 
@@ -158,6 +159,25 @@ def test_atoms_that_fill_no_cube(make: Callable) -> None:
     for n_atoms in (0, 31, 64):
         with pytest.raises(GenerationError, match=f"{n_atoms} atoms fill no fcc cube; use 4 m"):
             make(n_atoms)
+
+
+def test_sodium_chloride() -> None:
+    """Rock salt in a right-angled cell: 6 neighbours of the other kind at half the edge."""
+    atoms = sodium_chloride(jitter=0.0)
+    assert atoms.get_chemical_formula() == "Cl12Na12" and atoms.pbc.all()
+    np.testing.assert_allclose(atoms.cell.lengths(), 5.8 * np.sqrt([2, 3, 1.5]))
+    np.testing.assert_allclose(atoms.cell.angles(), 90)
+    sodium = np.r_[[True] * 12, [False] * 12]
+    np.testing.assert_array_equal(atoms.numbers == 11, sodium)
+    distances = atoms.get_all_distances(mic=True) + 10 * np.eye(24)
+    near = np.abs(distances - 2.9) < 1e-6
+    assert (near.sum(1) == 6).all() and distances.min() > 2.89
+    assert not (near & (sodium[:, None] == sodium)).any()
+    shift = sodium_chloride(seed=3).positions - atoms.positions
+    assert 0.1 < shift.std() < 0.2
+    np.testing.assert_array_equal(
+        sodium_chloride(seed=3).positions, sodium_chloride(seed=3).positions
+    )
 
 
 # --- water -----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from densitykit.generate.pseudopotentials import (
     write_upf,
 )
 
-TABLE = [gth("H"), gth("Li"), gth("Li", 3), gth("C"), gth("O"), gth("Al")]
+TABLE = [gth("H"), gth("Li"), gth("Li", 3), gth("C"), gth("O"), gth("Al"), gth("Na"), gth("Cl")]
 each = pytest.mark.parametrize("pseudo", TABLE, ids=lambda p: f"{p.element}-q{p.valence}")
 RADII = np.linspace(0, 25, 25001)
 
@@ -38,7 +38,15 @@ def numbers(upf: ElementTree.Element, name: str) -> np.ndarray:
 
 
 def test_defaults() -> None:
-    assert [gth(e).valence for e in ("H", "Li", "C", "O", "Al")] == [1, 1, 4, 6, 3]
+    assert [gth(e).valence for e in ("H", "Li", "C", "O", "Al", "Na", "Cl")] == [
+        1,
+        1,
+        4,
+        6,
+        3,
+        1,
+        7,
+    ]
 
 
 @each

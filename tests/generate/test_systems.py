@@ -17,6 +17,7 @@ from analytic_engine import SIGMA, Gaussians, gaussians, geometries
 from densitykit.errors import GenerationError
 from densitykit.generate import systems as catalogue
 from densitykit.generate.convergence import Series, convergence_table, grid_table
+from densitykit.generate.engine import valence_charges
 from densitykit.generate.geometries import MOLECULES, aluminium, molecule
 from densitykit.generate.snapshots import generate_snapshots
 from densitykit.generate.systems import convergence, gaussian_dft, generate, system, systems
@@ -72,6 +73,12 @@ def test_folded_k_points() -> None:
     for size, m in ((32, 2), (108, 2), (256, 1)):
         settings = system("aluminium", size).engine.keywords
         assert settings["k_points"] == (m, m, m) and settings["shifted"]
+
+
+def test_valence_charges_of_a_description() -> None:
+    known = {"valence_charges": {"Na": 1, "Cl": 7}}
+    np.testing.assert_array_equal(valence_charges(known, [11, 17, 17]), [1, 7, 7])
+    assert valence_charges(known, [11, 1]) is None and valence_charges({}, [11]) is None
 
 
 def test_generate_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
