@@ -18,7 +18,7 @@ _NAMES = {
     "open_trajectory": ("io.reader", "open_trajectory"),
     "create_trajectory": ("io.writer", "create_trajectory"),
     "TrajectoryWriter": ("io.writer", "TrajectoryWriter"),
-    "convert": ("io.formats", "convert"),
+    "convert": ("io.convert", "convert"),
     "validate": ("io.validate", "validate_trajectory"),
     "load_windows": ("data.windows", "load_windows"),
     "load_model": ("models.checkpoint", "load_model"),

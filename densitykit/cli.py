@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,21 +52,23 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from densitykit.io.formats import convert
-    from densitykit.io.splits import split_in_time
+    from densitykit.io.convert import convert
+    from densitykit.io.formats import Reading
 
-    options = {"keepbits": arguments.keepbits, "allow_negative": arguments.allow_negative}
-    convert(arguments.files, arguments.out, time_step=arguments.time_step, **options)
-    if arguments.splits:
-        split_in_time(arguments.out, arguments.splits, arguments.gap)
+    warnings.formatwarning = lambda message, *_, **__: f"densitykit: {message}\n"
+    taken = "time_step start clip trajectory splits gap keepbits allow_negative".split()
+    options = {name: getattr(arguments, name) for name in taken}
+    options |= {} if arguments.quantity is None else {"quantity": arguments.quantity}
+    reading = Reading(arguments.unit, arguments.lengths, arguments.endpoint)
+    convert(arguments.files, arguments.out, reading=reading, add=arguments.sum, **options)
     return _describe(argparse.Namespace(path=arguments.out))
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from densitykit.io.formats import write_cube
+    from densitykit.io.export import export_frame
     from densitykit.io.reader import open_trajectory
 
-    write_cube(open_trajectory(arguments.path), arguments.frame, arguments.out)
+    export_frame(open_trajectory(arguments.path), arguments.frame, arguments.out)
     print(arguments.out)
     return 0
 
@@ -76,25 +79,46 @@ def _add_stores(commands: Commands) -> None:
     text = "Frames, span, grid, cell and atoms of a trajectory store."
     sub = _command(commands, "describe", _describe, text)
     sub.add_argument("path", type=Path, help="trajectory store, or a folder of runs")
-    text = "Make a trajectory of cube files or VASP's CHGCAR."
+    _add_convert(commands)
+    text = "Write a frame of a trajectory as cube, CHGCAR, XSF or zarr, by the name of the file."
+    sub = _command(commands, "export", _export, text)
+    sub.add_argument("path", type=Path, help="trajectory store")
+    sub.add_argument("out", type=Path, help="file to write, such as frame.cube")
+    text = "number of the frame (default: 0)"
+    sub.add_argument("--frame", type=types.count, default=0, metavar="N", help=text)
+
+
+def _add_convert(commands: Commands) -> None:
+    text = "Make a trajectory of cube files, VASP's CHGCAR or CHG, or XSF files (also .gz, .xz)."
     sub = _command(commands, "convert", _convert, text)
     sub.add_argument("out", type=Path, help="trajectory store to write")
     sub.add_argument("files", type=Path, nargs="+", help="density files in the order of time")
     step = "between frames, fs"
     sub.add_argument("--time-step", type=types.positive, required=True, metavar="FS", help=step)
+    text = "time of the first frame, fs (default: 0)"
+    sub.add_argument("--start", type=types.non_negative, default=0.0, metavar="FS", help=text)
+    units, text = ("bohr", "angstrom"), "values are per cubic UNIT (cube, XSF; default: bohr)"
+    sub.add_argument("--unit", choices=units, metavar="UNIT", help=text)
+    text = "lengths of a cube file are in UNIT (default: as its header says)"
+    sub.add_argument("--lengths", choices=units, metavar="UNIT", help=text)
+    text = "grids hold both end points of each edge (default: XSF do, cube files do not)"
+    sub.add_argument("--endpoint", action=argparse.BooleanOptionalAction, help=text)
+    text = "files are parts of a density, to add: AECCAR0 and AECCAR2, or all files"
+    sub.add_argument("--sum", action="store_true", help=text)
+    quantities, text = ("valence", "total", "core", "pseudo"), "what the density counts"
+    sub.add_argument("--quantity", choices=quantities, help=text)
+    text = "file with energies, forces, velocities (default: vasprun.xml, OUTCAR, extxyz if there)"
+    sub.add_argument("--trajectory", type=Path, metavar="FILE", help=text)
+    text = "set small negative values to 0, and count them"
+    sub.add_argument("--clip", action="store_true", help=text)
+    sub.add_argument("--allow-negative", action="store_true", help="take negative densities as is")
     bits = "bits of the mantissa to keep, such as 10 of 23 (default: all)"
     sub.add_argument("--keepbits", type=types.keepbits, metavar="BITS", help=bits)
-    sub.add_argument("--allow-negative", action="store_true", help="take negative densities as is")
     names = ("TRAIN", "VALIDATION", "TEST")
     text = "fractions of the run, in the order of time, to write as splits"
     sub.add_argument("--splits", type=types.fraction, nargs=3, metavar=names, help=text)
     text = "fs to leave out between splits (default: 0)"
     sub.add_argument("--gap", type=types.non_negative, default=0.0, metavar="FS", help=text)
-    sub = _command(commands, "export", _export, "Write a frame of a trajectory as a cube file.")
-    sub.add_argument("path", type=Path, help="trajectory store")
-    sub.add_argument("out", type=Path, help="file to write, such as frame.cube")
-    text = "number of the frame (default: 0)"
-    sub.add_argument("--frame", type=types.count, default=0, metavar="N", help=text)
 
 
 # --- training --------------------------------------------------------------------------------

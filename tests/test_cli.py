@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import argparse
 import errno
 import shutil
@@ -71,7 +72,7 @@ def test_export_and_convert_are_inverse(command, store, tmp_path) -> None:
     assert code == 0 and "6 frames" in out
     back, run = open_trajectory(tmp_path / "back.zarr"), open_trajectory(store)
     np.testing.assert_allclose(back.density, run.density[:6], rtol=1e-5)
-    assert set(back.attrs["splits"]) == {"train", "validation", "test"}
+    assert set(json.loads(back.attrs["splits"])) == {"train", "validation", "test"}
     code, _, error = command("convert", tmp_path / "new.zarr", store, "--time-step", 1.0)
     assert code == 2 and "li.zarr" in error
 

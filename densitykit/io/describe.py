@@ -39,6 +39,11 @@ def _summary(path: Path) -> str:
     if times.size and "n_electrons" in ds:
         counts = ds["n_electrons"].values
         lines.append(f"  electrons {counts.mean():.6f} +- {counts.std():.1e}")
+    if clipped := ds["density"].attrs.get("n_clipped"):
+        electrons = ds["density"].attrs["clipped_electrons"]
+        lines.append(
+            f"  {clipped} negative values clipped, up to {electrons:.1e} electrons a frame"
+        )
     return "\n".join(lines)
 
 
@@ -63,6 +68,8 @@ def _nuclei_lines(ds: xr.Dataset) -> list[str]:
     if "valence_charge" in ds:
         lines[0] += f", valence charges {ds['valence_charge'].values.sum():g} in all"
     known = [n for n in ("positions", "velocities", "forces", "energy") if _given(ds, n)]
+    sources = {n: ds[n].attrs["source"] for n in known if "source" in ds[n].attrs}
+    known = [f"{n} ({sources[n]})" if n in sources else n for n in known]
     lines.append(f"  known: {', '.join(known) or 'nothing'}")
     if _given(ds, "temperature"):
         temperature = ds["temperature"].values

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from densitykit.errors import TrajectoryError
+from densitykit.io.progress import progress_bar
 from densitykit.io.schema import (
     SCHEMA_VERSION,
     decodable,
@@ -133,7 +133,7 @@ def _scan(
     found: dict[str, list[int]] = defaultdict(list)
     sums = np.full(frames.size, np.nan)
     negative, previous = [], None
-    for i, frame in enumerate(tqdm(frames, unit="frame", disable=not progress)):
+    for i, frame in enumerate(progress_bar(frames, unit="frame", disable=not progress)):
         try:
             values = density[int(frame)]
         except Exception:  # every codec raises its own

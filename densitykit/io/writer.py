@@ -41,9 +41,9 @@ import numpy as np
 import xarray as xr
 import zarr
 from numpy.typing import ArrayLike, NDArray
-from tqdm.auto import tqdm
 from zarr.codecs import BloscCodec
 
+from densitykit.io.progress import progress_bar
 from densitykit.io.schema import (
     SCHEMA_VERSION,
     Variable,
@@ -432,7 +432,7 @@ class TrajectoryWriter:
         signed = name == "magnetization" or self._density.attrs.get("allow_negative", False)
         if values.min() < 0 and not signed:
             problem = f"{np.count_nonzero(values < 0)} values are negative, down to {values.min()}"
-            fix = "clip them knowingly, or create the store with allow_negative=True"
+            fix = "clip them knowingly (--clip), or create the store with allow_negative=True"
             raise fault(self.path, name, problem, fix)
         keepbits, step = map(self._density.attrs.get, ("keepbits", "resolution"))
         values = values if keepbits is None else bit_round(values, keepbits)
@@ -476,7 +476,7 @@ def copy_frames(run: xr.Dataset, writer: TrajectoryWriter, *, progress: bool = T
     """
     names = [name for name in writer.fields if name in run.variables]
     frames = range(writer.n_committed, run.sizes["time"])
-    for i in tqdm(frames, f"copying to {writer.path.name}", disable=not progress):
+    for i in progress_bar(frames, f"copying to {writer.path.name}", disable=not progress):
         values = {name: run[name][i].values for name in names}
         # what nobody has given is NaN in the store, and not given again
         writer.append(**{n: v for n, v in values.items() if not np.isnan(v).all()})
