@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import argparse
 import errno
+import json
 import shutil
 import subprocess
 import sys

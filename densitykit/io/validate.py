@@ -19,6 +19,7 @@ import zarr
 from numpy.typing import NDArray
 
 from densitykit.errors import TrajectoryError
+from densitykit.io.formats import read_frames
 from densitykit.io.progress import progress_bar
 from densitykit.io.schema import (
     SCHEMA_VERSION,
@@ -44,7 +45,7 @@ def validate_trajectory(
     Parameters
     ----------
     path
-        The group of a trajectory, or a root group with runs.
+        The group of a trajectory, or a root group with runs; or a file that `iter_frames` reads.
     tolerance_electrons
         Largest relative deviation of the electron number of a frame from the stored value, and
         from the median of all frames.
@@ -57,6 +58,9 @@ def validate_trajectory(
         One line per problem: variable, frames, what is wrong, what to do. Empty if all is well.
     """
     try:
+        if Path(path).is_file():
+            read_frames(path)
+            return []
         path = locate(path)
     except TrajectoryError as error:
         return [str(error)]
