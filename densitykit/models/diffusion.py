@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densitykit.data.windows import Window
 from densitykit.errors import CheckpointError, ShapeError
 from densitykit.models.autoencoder import Autoencoder
 from densitykit.models.base import Domain, FieldEmulator, FieldState
@@ -96,20 +95,20 @@ class LatentDiffusion(FieldEmulator):
         self.register_buffer("latent_scale", torch.ones(shape))
         self.register_buffer("increment_scale", torch.ones(shape))
 
-    def init(self, window: Window) -> FieldState:
-        """Return the state of the present frame; see :meth:`FieldEmulator.init`.
+    def step(self, state: FieldState, generator: torch.Generator | None = None) -> FieldState:
+        """Return the state one horizon later; see :meth:`FieldEmulator.step`.
 
         Raises
         ------
         CheckpointError
             Only the autoencoder has been trained: there is no dynamics in it.
         """
-        if not self.training and not (self.net.leave.weight.any() or self.net.linear.weight.any()):
+        if not (self.net.leave.weight.any() or self.net.linear.weight.any()):
             raise CheckpointError(
                 "the denoiser of this LatentDiffusion was never trained, only its autoencoder: it "
                 "has no dynamics; train it with `densitykit train latent --autoencoder`"
             )
-        return super().init(window)
+        return super().step(state, generator)
 
     def encode(self, state: Tensor) -> Tensor:
         """Normalised state -> standardised latent (B, C, X/p, Y/p, Z/p)."""
