@@ -23,10 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t as student
 
 from densitykit.assess import error_curves, one_step_table, rollout_table
 from densitykit.data.transforms import LogNormal
@@ -34,10 +32,12 @@ from densitykit.data.windows import StatePairs, load_pairs
 from densitykit.models import LatentDiffusion, StateMap, SurrogateUNet, load_model
 from densitykit.models.checkpoint import read_arguments
 from densitykit.rollout import Thermostat, rollout
+from densitykit.statistics import paired_ratios
 from densitykit.training.loop import adopt_autoencoder, train_latent_diffusion, train_surrogate
-from experiments.report import complete_rows
+from experiments.arguments import ablation_parser, run_script
+from experiments.report import run_missing
 
-__all__ = ["VARIANTS", "Latent", "Plain", "compare_variants", "run_ablations"]
+__all__ = ["VARIANTS", "Latent", "Plain", "run_ablations"]
 
 
 class Latent(NamedTuple):
@@ -141,7 +141,7 @@ def run_ablations(
         return _errors(_plain(variant, autoencoder, train, options), test)
 
     wanted = [(v, s, steps) for s in seeds for v in variants]
-    return complete_rows(out, COLUMNS, COLUMNS[:3], wanted, judged)
+    return run_missing(out, COLUMNS, COLUMNS[:3], wanted, judged)
 
 
 def _horizon(variant: Latent | Plain, autoencoder: Path) -> float:
@@ -223,30 +223,23 @@ def _statistics(
     return table[table.model == "rollout"][["metric", "value"]]
 
 
-def compare_variants(rows: pd.DataFrame, base: str = "no sJSD") -> pd.DataFrame:
-    """Mean ratio of each metric to that of the base variant, paired by seed.
+def main() -> None:
+    of = "autoencoder that the latent variants share"
+    parser = ablation_parser(__doc__, VARIANTS, of, "runs/ablations", steps=1200)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    rows = run_ablations(
+        arguments.data,
+        arguments.checkpoint,
+        arguments.out,
+        variants=arguments.variants,
+        seeds=arguments.seeds,
+        steps=arguments.steps,
+        run_dir=arguments.run_dir,
+    )
+    ratios = paired_ratios(rows, "no sJSD", within=["seed", "steps"])
+    print(ratios.to_string(index=False, float_format="{:.3f}".format))
 
-    Parameters
-    ----------
-    rows
-        From :func:`run_ablations`.
-    base
-        The variant to divide by.
 
-    Returns
-    -------
-    pd.DataFrame
-        Rows (variant, metric, ratio, low, high, seeds): the geometric mean of the ratios and its
-        95 % interval from Student's t in ln ratio; NaN with one seed.
-    """
-    wide = rows.pivot_table("value", ["seed", "steps"], ["variant", "metric"], sort=False)
-    found = []
-    for variant in wide.columns.unique("variant"):
-        if variant == base:
-            continue
-        for metric in wide[variant].columns:
-            log = np.log(wide[variant][metric] / wide[base][metric]).dropna()
-            mean, n = log.mean(), len(log)
-            half = student.ppf(0.975, n - 1) * log.std() / np.sqrt(n) if n > 1 else np.nan
-            found.append((variant, metric, *np.exp([mean, mean - half, mean + half]), n))
-    return pd.DataFrame(found, columns=["variant", "metric", "ratio", "low", "high", "seeds"])
+if __name__ == "__main__":
+    run_script(main)

@@ -18,6 +18,7 @@ arguments. Rollouts are kept as stores in the run directory.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Sequence
 from functools import cache
@@ -34,9 +35,10 @@ from densitykit.data.windows import StatePairs, load_pairs
 from densitykit.io.reader import open_split, open_trajectory
 from densitykit.models import StateMap, load_model
 from densitykit.rollout import Step, Thermostat, rollout
-from experiments.report import complete_rows
+from experiments.arguments import run_script
+from experiments.report import run_missing
 
-__all__ = ["run_study"]
+__all__ = ["run_long_rollouts"]
 
 PARTS = (
     "one step",
@@ -53,7 +55,7 @@ ENSEMBLE = {"steps": 40, "members": 16, "starts": 6}
 TAU = 30.0  # fs, of the thermostat of maps that have none of their own
 
 
-def run_study(
+def run_long_rollouts(
     checkpoints: Sequence[Path],
     data: str | Path,
     out: Path,
@@ -61,7 +63,7 @@ def run_study(
     horizon: float = 12.0,
     seeds: Sequence[int] = (0, 1, 2),
     parts: Sequence[str] = PARTS,
-    run_dir: Path = Path("runs/study"),
+    run_dir: Path = Path("runs/long-rollouts"),
 ) -> pd.DataFrame:
     """Examine checkpoints, or what of it is not in the file yet.
 
@@ -107,7 +109,7 @@ def run_study(
         if _applies(part, path)
         for seed in (seeds if part.startswith("10 ps") else seeds[:1])
     ]
-    return complete_rows(out, COLUMNS, KEYS, wanted, examined)
+    return run_missing(out, COLUMNS, KEYS, wanted, examined)
 
 
 def _applies(part: str, checkpoint: Path) -> bool:
@@ -153,3 +155,31 @@ def _judged(
     film = open_trajectory(path)
     late = length - TEN_PS
     return verdict(film, *runs, burn_in=late - 1e-6 if late > 0 else 0.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", help="trajectory store with splits train and test")
+    parser.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = {"nargs": "+", "choices": PARTS, "default": PARTS, "metavar": "PART"}
+    parser.add_argument("--parts", **options, help=", ".join(map(repr, PARTS)))
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/long-rollouts"))
+    arguments = parser.parse_args()
+    rows = run_long_rollouts(
+        arguments.checkpoints,
+        arguments.data,
+        arguments.out,
+        seeds=arguments.seeds,
+        parts=arguments.parts,
+        run_dir=arguments.run_dir,
+    )
+    judged = rows[rows["passed"].notna()]
+    share = judged.assign(passed=judged["passed"].astype(float))
+    by = ["part", "metric", "target"]
+    print(share.pivot_table("passed", by, "model", sort=False).to_string(na_rep="-"))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,7 +1,7 @@
 r"""What the nuclei need to move as they should: force field, time step, thermostat, one at a time.
 
 In the emulator of `densitykit.models.nuclear` the density does not act back on the nuclei, so
-their motion can be examined alone, at milliseconds a step. Each variant starts from places and
+their motion can be examined alone, at milliseconds a step. Each variant starts from positions and
 velocities of the independent test run and is judged by
 
 * the error of its forces there, and the pressure, of which forces at one volume tell nothing (the
@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
 from densitykit.analysis.tracking import implied_temperature
@@ -34,11 +35,12 @@ from densitykit.analysis.transport import (
 )
 from densitykit.cells import minimum_image
 from densitykit.data.windows import frames_apart, step_generator
-from densitykit.io.reader import open_split
+from densitykit.io.reader import open_runs, open_split
 from densitykit.models import NuclearEmulator, load_nuclear
 from densitykit.models.nuclear.force_field import LinearForceField, as_double, fit_force_field
 from densitykit.units import ACCELERATION, CM2_PER_S, KELVIN
-from experiments.report import complete_rows
+from experiments.arguments import ablation_parser, print_spread, run_script
+from experiments.report import run_missing
 
 __all__ = ["MOTIONS", "Motion", "run_motion_ablations"]
 
@@ -126,7 +128,7 @@ def run_motion_ablations(
         return pd.DataFrame({"metric": new.keys(), "value": new.values()})
 
     wanted = [(v, s) for v in variants for s in seeds]
-    return complete_rows(out, COLUMNS, COLUMNS[:2], wanted, judged)
+    return run_missing(out, COLUMNS, COLUMNS[:2], wanted, judged)
 
 
 def _force_error(field: LinearForceField, test: xr.Dataset) -> dict[str, float]:
@@ -187,3 +189,24 @@ def _statistics(
 
 def _grid(run: xr.Dataset) -> tuple[int, ...]:
     return tuple(run["density"].shape[1:])
+
+
+def main() -> None:
+    parser = ablation_parser(__doc__, MOTIONS, "emulator with nuclei that all start from")
+    parser.add_argument("--volumes", help="store of runs in other volumes, for the force fields")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    volumes = open_runs(arguments.volumes) if arguments.volumes else ()
+    rows = run_motion_ablations(
+        arguments.data,
+        arguments.checkpoint,
+        arguments.out,
+        seeds=arguments.seeds,
+        variants=arguments.variants,
+        volumes=volumes,
+    )
+    print_spread(rows)
+
+
+if __name__ == "__main__":
+    run_script(main)

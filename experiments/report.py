@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from densitykit import __version__
 
-__all__ = ["complete_rows", "merge_rows", "write_report"]
+__all__ = ["run_missing", "merge_rows", "write_report"]
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -68,7 +68,7 @@ def write_report(
     os.replace(part, path)
 
 
-def complete_rows(
+def run_missing(
     path: Path,
     columns: Sequence[str],
     keys: Sequence[str],

@@ -27,14 +27,15 @@ import xarray as xr
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from densitykit.io.reader import open_split
+from densitykit.io.reader import open_split, open_trajectory
 from densitykit.metrics import relative_l2
 from densitykit.models import NuclearEmulator, load_nuclear
 from densitykit.models.nuclear.emulator import ResidualNet
 from densitykit.models.nuclear.force_field import as_double
 from densitykit.nn.layers import ResidualBlock
 from densitykit.training.nuclear import ResidualPairs, residual_error, train_emulator
-from experiments.report import complete_rows
+from experiments.arguments import ablation_parser, print_spread, run_script
+from experiments.report import run_missing
 
 __all__ = ["RESIDUALS", "Residual", "run_residual_ablations"]
 
@@ -154,7 +155,7 @@ def run_residual_ablations(
         return pd.DataFrame({"metric": new.keys(), "value": new.values()})
 
     wanted = [(v, s, steps) for s in seeds for v in variants]
-    return complete_rows(out, COLUMNS, COLUMNS[:3], wanted, judged)
+    return run_missing(out, COLUMNS, COLUMNS[:3], wanted, judged)
 
 
 def _trained_and_judged(
@@ -195,3 +196,26 @@ def _error_at_rest(model: NuclearEmulator, frames: xr.Dataset) -> float:
     liquid = model.settle(model.begin_at(x, torch.zeros_like(x), frames["density"].shape[1:]))
     truth = torch.from_numpy(frames["density"].values)
     return float(relative_l2(model.density(liquid), truth).mean())
+
+
+def main() -> None:
+    of = "emulator with nuclei whose superposition all share"
+    parser = ablation_parser(__doc__, RESIDUALS, of, "runs/residuals", steps=1000)
+    parser.add_argument("--large", help="store of a larger cell, to judge by as well")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    rows = run_residual_ablations(
+        arguments.data,
+        arguments.checkpoint,
+        arguments.out,
+        seeds=arguments.seeds,
+        variants=arguments.variants,
+        steps=arguments.steps,
+        run_dir=arguments.run_dir,
+        large=open_trajectory(arguments.large).load() if arguments.large else None,
+    )
+    print_spread(rows)
+
+
+if __name__ == "__main__":
+    run_script(main)

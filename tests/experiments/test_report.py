@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.report import complete_rows, merge_rows
+from experiments.report import merge_rows, run_missing
 
 
 def test_rows_of_one_key_are_replaced(tmp_path: Path) -> None:
@@ -35,9 +35,9 @@ def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
 
     wanted = [("b", 0), ("a", 0), ("b", 1), ("a", 1)]
     with pytest.raises(KeyboardInterrupt):
-        complete_rows(path, columns, columns[:2], wanted, make)
+        run_missing(path, columns, columns[:2], wanted, make)
     assert made == wanted[:2]
-    rows = complete_rows(path, columns, columns[:2], [*wanted[:2], ("a", 7)], make)
+    rows = run_missing(path, columns, columns[:2], [*wanted[:2], ("a", 7)], make)
     assert made == [*wanted[:2], ("a", 7)] and list(rows) == columns
     assert rows.values.tolist() == [["a", 0, 0.0], ["a", 7, 7.0], ["b", 0, 0.0]]
-    assert complete_rows(tmp_path / "none.csv", columns, columns[:2], [], make).empty
+    assert run_missing(tmp_path / "none.csv", columns, columns[:2], [], make).empty
