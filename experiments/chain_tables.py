@@ -12,82 +12,35 @@ Every model is scored on all splits: "validation" (tables 3 and 4 of the paper),
 (figure 4: step 2019, between two training frames), "step-29000" (figure 5), "test" (steps 10 000
 to 29 900) and "transfer" (figure 6: 32 atoms). Results are tidy: one number a row, in
 ``results.csv``, beside the checkpoints. Lessons and tables read these files only.
-
-**Settings of the smooth variant** were chosen on validation data. That of all chains is
-for transfer: the longer mixed chain has metal atoms with metal on both sides further than
-the short one, so its model may combine what it has seen in any of the three, in stretches of at
-most four atoms, which is as long as the pieces of the short mixed chain are (``spans``).
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
-from densitykit.chain.recipes import train_paper, train_smooth
+from densitykit.chain.recipes import SMOOTH, Entry, train_paper, train_smooth
 from densitykit.chain.snapshots import ChainSnapshots, load_snapshots, score
 from densitykit.errors import DensityKitError
 from densitykit.io.reader import open_split
 from densitykit.models import save_model
+from experiments.arguments import run_script
 from experiments.report import merge_rows
 
-__all__ = ["PUBLISHED", "SMOOTH", "TABLES", "Entry", "Smooth", "run_experiments"]
-
-
-class Entry(NamedTuple):
-    """One entry of a table: a system, the neighbours an atom sees, the training snapshots."""
-
-    system: str
-    n_near: int
-    samples: int
-
-
-class Smooth(NamedTuple):
-    """A smooth model: training snapshots by system, and the sizes of the model."""
-
-    samples: dict[str, int]
-    sizes: dict[str, Any]
+__all__ = ["TABLES", "run_experiments"]
 
 
 TABLES = {
     "table3": [Entry(s, n, 100) for n in (2, 1, 3, 4, 5, 6, 7) for s in ("insulator", "metal")],
     "table4": [Entry("mixed", 2, n) for n in (400, 200, 100)],
-}
-
-#: validation MSE of the paper in 1/bohr^2, best of five
-PUBLISHED = dict(
-    zip(
-        [Entry("insulator", n, 100) for n in range(1, 8)]
-        + [Entry("metal", n, 100) for n in range(1, 8)]
-        + [Entry("mixed", 2, n) for n in (100, 200, 400)],
-        [1.91e-8, 4.02e-8, 2.26e-8, 5.02e-8, 1.38e-7, 1.39e-7, 1.13e-7]
-        + [9.11e-10, 1.08e-9, 1.04e-9, 1.10e-9, 3.00e-9, 7.65e-9, 3.53e-9]
-        + [1.87e-7, 6.94e-8, 4.40e-8],
-        strict=True,
-    )
-)
-
-SMOOTH = {
-    "insulator": Smooth(
-        {"insulator": 100}, {"n_near": 4, "spans": [4, 4, 4], "waves": 40, "cutoff": 20.0}
-    ),
-    "metal": Smooth(
-        {"metal": 100}, {"n_near": 6, "spans": [6, 6], "waves": 24, "cutoff": 32.0, "decay": 12.0}
-    ),
-    "mixed": Smooth(
-        {"mixed": 400},
-        {"n_near": 6, "spans": [6, 6, 3], "waves": 40, "cutoff": 24.0, "decay": 8.0},
-    ),
-    "all": Smooth(
-        {"insulator": 100, "metal": 100, "mixed": 400},
-        {"n_near": 6, "spans": [3, 3], "waves": 40, "cutoff": 24.0},
-    ),
 }
 
 KEYS = ["variant", "system", "n_near", "samples", "seed", "split", "metric"]
@@ -190,7 +143,7 @@ def _train_smooth(data: Path, out: Path, name: str) -> pd.DataFrame:
     data_used = ", ".join(f"{n} of {system}" for system, n in samples.items())
     provenance = {
         "data": f"training snapshots: {data_used}",
-        "command": "python -m densitykit chains --tables smooth",
+        "command": "python -m experiments.chain_tables --tables smooth",
         "cpu_seconds": seconds,
     }
     card = {"species": list(model.species)} | sizes
@@ -231,7 +184,7 @@ def _keep_best(
     model = models[best.seed]
     provenance = {
         "data": f"{entry.samples} training snapshots of {entry.system}",
-        "command": "python -m densitykit chains",
+        "command": "python -m experiments.chain_tables",
         "seed": int(best.seed),
         "validation_mse": float(best.value),
         "cpu_seconds": float(best.cpu_seconds),
@@ -239,3 +192,27 @@ def _keep_best(
     card = {"species": list(model.species), "n_near": model.n_near} | sizes
     save_model(model, out / f"{entry.system}-paper", card, provenance)
     return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Deep Density in one dimension: tables, models.")
+    parser.add_argument("--data", type=Path, default=Path("data/chain"), help="folder of chains")
+    parser.add_argument("--out", type=Path, default=Path("data/deep-density-1d"))
+    names = [*TABLES, "smooth"]
+    parser.add_argument("--tables", nargs="+", default=names, choices=names)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/deep-density-1d"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # more threads only slow these small matrices
+    rows = run_experiments(**vars(arguments))
+    best = rows.pivot_table(
+        index=["variant", "system", "n_near", "samples"],
+        columns=["split", "metric"],
+        values="value",
+        aggfunc="min",
+    )
+    print(best.loc[:, [("validation", "mse"), ("test", "l1"), ("transfer", "l1")]].to_string())
+
+
+if __name__ == "__main__":
+    run_script(main)

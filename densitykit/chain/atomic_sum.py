@@ -48,9 +48,9 @@ class Surroundings(NamedTuple):
         False where an atom has fewer than W points, shape (B, N, W).
     R_JI
         Signed R_J - R_I of the neighbours, shape (B, N, J), in bohr.
-    kind_J
-        Species of the neighbours as places in the model's list, shape (B, N, J).
-    kind_I
+    species_J
+        Species of the neighbours as indices in the model's list, shape (B, N, J).
+    species_I
         The same of the atoms, shape (N,).
     """
 
@@ -58,16 +58,16 @@ class Surroundings(NamedTuple):
     index: Tensor
     inside: Tensor
     R_JI: Tensor
-    kind_J: Tensor
-    kind_I: Tensor
+    species_J: Tensor
+    species_I: Tensor
 
     def at(self, rows: Tensor) -> Surroundings:
         """The configurations with these indices, shape (B',)."""
-        return Surroundings(*(t[rows] for t in self[:-1]), self.kind_I)
+        return Surroundings(*(t[rows] for t in self[:-1]), self.species_I)
 
     def around(self, atoms: slice) -> Surroundings:
         """What only some of the atoms see."""
-        return Surroundings(*(t[:, atoms] for t in self[:-1]), self.kind_I[atoms])
+        return Surroundings(*(t[:, atoms] for t in self[:-1]), self.species_I[atoms])
 
 
 def ordered_neighbours(positions: Tensor, length: float, n_side: int) -> tuple[Tensor, Tensor]:
@@ -122,11 +122,11 @@ def points_in_reach(
     start = torch.remainder(positions - cutoff, length)
     first, stop = torch.searchsorted(r, start), torch.searchsorted(r, start + 2 * cutoff)
     width = max(1, int((stop - first).max()))
-    place = first[..., None] + torch.arange(width, device=r.device)
-    inside = place < stop[..., None]
-    flat = place.clamp(max=2 * n_points - 1).flatten(1)
-    x = r.gather(1, flat).view(place.shape) - (start + cutoff)[..., None]
-    return x, order.gather(1, flat % n_points).view(place.shape), inside
+    rank = first[..., None] + torch.arange(width, device=r.device)
+    inside = rank < stop[..., None]
+    flat = rank.clamp(max=2 * n_points - 1).flatten(1)
+    x = r.gather(1, flat).view(rank.shape) - (start + cutoff)[..., None]
+    return x, order.gather(1, flat % n_points).view(rank.shape), inside
 
 
 class AtomicSum1D(nn.Module):
@@ -171,16 +171,16 @@ class AtomicSum1D(nn.Module):
         self, positions: Tensor, species: Tensor, points: Tensor, length: float
     ) -> Surroundings:
         """What `density` needs; compute it once where the atoms stay and the weights change."""
-        kind_I = self._check(positions, species, points, length)
+        species_I = self._check(positions, species, points, length)
         points = points.to(positions).expand(len(positions), -1).contiguous()
         x, index, inside = points_in_reach(positions, points, length, self.cutoff)
         R_JI, J = self.neighbours(positions, length)
         dtype = next(self.parameters()).dtype
         x = torch.where(inside, x, self.cutoff).to(dtype)
-        return Surroundings(x, index, inside, R_JI.to(dtype), kind_I[J], kind_I)
+        return Surroundings(x, index, inside, R_JI.to(dtype), species_I[J], species_I)
 
     def _check(self, positions: Tensor, species: Tensor, points: Tensor, length: float) -> Tensor:
-        """Species as places in the list of the model, shape (N,)."""
+        """Species as indices in the list of the model, shape (N,)."""
         if positions.ndim != 2 or species.shape != positions.shape[1:]:
             raise ShapeError(
                 f"positions have shape {tuple(positions.shape)}, species {tuple(species.shape)}; "
@@ -219,7 +219,7 @@ class AtomicSum1D(nn.Module):
         s = self.surroundings(positions, species, points, length)
         return self.density(s, points.shape[-1])
 
-    def contributions(
+    def atomic_contributions(
         self, positions: Tensor, species: Tensor, points: Tensor, length: float
     ) -> Tensor:
         """rho_I one by one, arguments as for `forward` -> (B, N, P) in 1/bohr."""
@@ -228,8 +228,8 @@ class AtomicSum1D(nn.Module):
         return rho_I.new_zeros(*rho_I.shape[:2], points.shape[-1]).scatter_add(2, s.index, rho_I)
 
 
-def per_species(apply: Callable[[int, Tensor], Tensor], kind: Tensor, count: int) -> Tensor:
+def per_species(apply: Callable[[int, Tensor], Tensor], species: Tensor, count: int) -> Tensor:
     """Join apply(species, its atoms), each (B, atoms, ...), to (B, N, ...)."""
-    atoms = [torch.nonzero(kind == s).flatten() for s in range(count)]
+    atoms = [torch.nonzero(species == s).flatten() for s in range(count)]
     parts = [apply(s, a) for s, a in enumerate(atoms) if len(a)]
     return torch.cat(parts, 1).index_select(1, torch.cat(atoms).argsort())

@@ -20,7 +20,7 @@ the first layer makes of it, is computed once per atom. A cosine (eq. 16) takes
 a fixed number of points; they and the neighbours are found by sorting. The paper proposes this.
 
 **Where it is not smooth.** Sorted by distance, two neighbours that come equally far exchange
-their places in :math:`D^I`, and g need not agree there: a jump. The direction of the electron
+their order in :math:`D^I`, and g need not agree there: a jump. The direction of the electron
 jumps at the atom, the networks can only learn to hide it. Mirror images are different inputs with
 unrelated outputs. :mod:`densitykit.chain.smooth_density` mends all three.
 
@@ -60,7 +60,7 @@ class PairNetworks(nn.Module):
     nodes
         Of the layers; the last is M.
 
-    ``forward``: inputs (B, N, J, features), kind_I (N,), kind_J (B, N, J) -> (B, N, J M).
+    ``forward``: inputs (B, N, J, features), species_I (N,), species_J (B, N, J) -> (B, N, J M).
     """
 
     def __init__(self, count: int, features: int, nodes: Sequence[int]) -> None:
@@ -68,14 +68,14 @@ class PairNetworks(nn.Module):
         self.count = count
         self.g = nn.ModuleList(dense(features, nodes) for _ in range(count**2))
 
-    def forward(self, d_J: Tensor, kind_I: Tensor, kind_J: Tensor) -> Tensor:
+    def forward(self, d_J: Tensor, species_I: Tensor, species_J: Tensor) -> Tensor:
         def apply(s: int, atoms: Tensor) -> Tensor:
-            mine, theirs = d_J[:, atoms], kind_J[:, atoms, :, None]
+            mine, theirs = d_J[:, atoms], species_J[:, atoms, :, None]
             # every g of the pair (s, any), of which the neighbour's species picks one
             each = [self.g[s * self.count + t](mine) * (theirs == t) for t in range(self.count)]
             return sum(each).flatten(2)
 
-        return per_species(apply, kind_I, self.count)
+        return per_species(apply, species_I, self.count)
 
 
 def dense(features: int, nodes: Sequence[int]) -> nn.Sequential:
@@ -178,11 +178,11 @@ class DeepDensity1D(AtomicSum1D):
         d_J = torch.stack([(R_JI.abs() - self.spacing) / self.scale, R_JI.sign()], -1)
         # at the atom itself "sign" would give 0, a direction that training never shows
         d_0 = torch.stack([s.x.abs() / self.scale, 1 - 2 * (s.x < 0).to(s.x)], -1)
-        g = self.g(d_J, s.kind_I, s.kind_J)
+        g = self.g(d_J, s.species_I, s.species_J)
 
         def fitted(networks: nn.ModuleList) -> Tensor:
             parts = lambda k, a: networks[k](d_0[:, a], g[:, a])  # noqa: E731
-            return per_species(parts, s.kind_I, len(networks))
+            return per_species(parts, s.species_I, len(networks))
 
         return self.ansatz(s, fitted(self.linear), fitted(self.exponent))
 
@@ -190,7 +190,7 @@ class DeepDensity1D(AtomicSum1D):
         self, surroundings: Surroundings, N_I: Tensor | float = 0.0, E_I: Tensor | float = 0.0
     ) -> Tensor:
         """Eqs. 11 and 12 with given N_I and E_I, tapered to zero at the cutoff; (B, N, W)."""
-        A, B, C, D = (p[surroundings.kind_I, None] for p in (self.A, self.B, self.C, self.D))
+        A, B, C, D = (p[surroundings.species_I, None] for p in (self.A, self.B, self.C, self.D))
         R = surroundings.x.abs()
         rho_I = (N_I + A * R + B) * torch.exp(C * (R - D) ** 2 + E_I)
         return rho_I * _taper(R, 0.75 * self.cutoff, self.cutoff)

@@ -36,11 +36,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tqdm.auto import tqdm
 
+from densitykit import __version__
 from densitykit.chain.kohn_sham import KohnShamSolution, ReducedHartreeFock1D
 from densitykit.chain.plane_waves import require
 from densitykit.chain.screening import InverseDielectric, solve_screened
+from densitykit.io.progress import progress_bar
 from densitykit.io.reader import open_trajectory
 from densitykit.io.store import load_arrays, save_arrays
 from densitykit.io.writer import TrajectoryWriter, create_trajectory
@@ -48,7 +49,6 @@ from densitykit.units import ATOMIC_TIME, BOHR, BOLTZMANN_HARTREE, HARTREE
 
 __all__ = ["SEEDS", "SYSTEMS", "TIME_STEP", "simulate_chain"]
 
-#: CODATA 2018: angstrom, eV, fs; and hartree per kelvin
 #: widths in bohr, for any multiple of their number of atoms
 SYSTEMS = {"insulator": (1.0,), "metal": (6.0,), "mixed": (1.0, 6.0)}
 #: default seeds: of median energy among 40 for the insulator; of the lowest among 200 for the
@@ -239,10 +239,10 @@ def _widths(system: str | Sequence[float], n_atoms: int) -> list[float]:
     if not isinstance(system, str):
         return [float(width) for width in system]
     require(system in SYSTEMS, "system", repr(system), f"choose one of {sorted(SYSTEMS)}")
-    kinds = SYSTEMS[system]
-    whole = n_atoms > 0 and n_atoms % len(kinds) == 0
-    require(whole, "n_atoms", n_atoms, f"give a positive multiple of {len(kinds)}")
-    return [width for width in kinds for _ in range(n_atoms // len(kinds))]
+    different = SYSTEMS[system]
+    whole = n_atoms > 0 and n_atoms % len(different) == 0
+    require(whole, "n_atoms", n_atoms, f"give a positive multiple of {len(different)}")
+    return [width for width in different for _ in range(n_atoms // len(different))]
 
 
 def _open_writer(
@@ -256,7 +256,7 @@ def _open_writer(
             fix = "choose another path, or ask for the same again"
             require(made.get(key) == recipe[key], f"{path}: {key}", made.get(key), fix)
         return TrajectoryWriter(path)
-    from densitykit import __version__
+    _state_path(path).unlink(missing_ok=True)  # of a store that was here before
 
     attrs = {
         "engine": f"densitykit {__version__}, densitykit.chain.dynamics",
@@ -287,10 +287,10 @@ def _open_writer(
 
 def _species(widths: NDArray[np.float64]) -> NDArray[np.int64]:
     """One integer per width: the width rounded, or its rank where rounding makes two the same."""
-    kinds, rank = np.unique(widths, return_inverse=True)
-    rounded = np.round(kinds).astype(int)
-    clear = len(np.unique(rounded)) == len(kinds) and rounded[0] > 0
-    return (rounded if clear else np.arange(1, len(kinds) + 1))[rank]
+    different, rank = np.unique(widths, return_inverse=True)
+    rounded = np.round(different).astype(int)
+    clear = len(np.unique(rounded)) == len(different) and rounded[0] > 0
+    return (rounded if clear else np.arange(1, len(different) + 1))[rank]
 
 
 def _run(
@@ -300,11 +300,11 @@ def _run(
     progress: bool,
 ) -> None:
     """Go on from the saved state, if there is one, to the last frame wanted."""
-    checkpoint = writer.path.with_name(f".{writer.path.name}.state.npz")
+    checkpoint = _state_path(writer.path)
     state = _load(checkpoint)
     dynamics = _Dynamics(model, recipe["mass_electron"], recipe["time_step_au"], state)
     steps = recipe["steps"]
-    bar = tqdm(
+    bar = progress_bar(
         total=steps[-1],
         initial=dynamics.state.step,
         desc=f"{recipe['system']} chain",
@@ -325,6 +325,11 @@ def _run(
             dynamics.advance()
             bar.update()
     checkpoint.unlink(missing_ok=True)
+
+
+def _state_path(path: Path) -> Path:
+    """Where the state of an unfinished run is kept."""
+    return path.with_name(f".{path.name}.state.npz")
 
 
 def _load(path: Path) -> _State | None:

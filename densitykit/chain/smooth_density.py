@@ -9,7 +9,7 @@ coefficients of smooth functions of x = r - R_I,
         + \sum_{k=1}^{K} b_k \sin\frac{k\pi x}{R_c}\Big], \qquad w = (1 - x^2/R_c^2)^4 .
 
 **Neighbours** are the first, second, ... on the right and on the left, not sorted by distance,
-and each is seen as :math:`u = e^{-(R - jd)/\lambda}`, j its place, in the column of its species.
+and each is seen as :math:`u = e^{-(R - jd)/\lambda}`, j its rank, in the column of its species.
 Where two atoms of one species meet and pass they exchange their surroundings: the set of all
 inputs, and so the density, is continuous for all motions of one species. (Two of different
 species that pass through one another change it abruptly.)
@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from densitykit.chain.atomic_sum import AtomicSum1D, Surroundings, ordered_neighbours, per_species
 from densitykit.errors import ShapeError
 
-__all__ = ["SmoothDensity1D", "columns"]
+__all__ = ["SmoothDensity1D", "design_matrix"]
 
 #: a monomial as indices of its factors
 Monomial = tuple[int, ...]
@@ -102,10 +102,10 @@ class SmoothDensity1D(AtomicSum1D):
     def polynomials(self, surroundings: Surroundings) -> tuple[Tensor, Tensor]:
         """m + Pm and m - Pm of each atom, each (B, N, monomials)."""
         s = surroundings
-        place = torch.arange(2, self.n_near + 2, device=s.R_JI.device) // 2
-        u = torch.exp((self.spacing * place - s.R_JI.abs()) / self.decay)
-        kinds = torch.arange(len(self.species), device=u.device)
-        u = (u[..., None] * (s.kind_J[..., None] == kinds)).flatten(2)
+        rank = torch.arange(2, self.n_near + 2, device=s.R_JI.device) // 2
+        u = torch.exp((self.spacing * rank - s.R_JI.abs()) / self.decay)
+        every = torch.arange(len(self.species), device=u.device)
+        u = (u[..., None] * (s.species_J[..., None] == every)).flatten(2)
         u = torch.cat([u, torch.ones_like(u[..., :1])], -1)  # the last index stands for 1
         m, Pm = (u[..., i.to(u.device)].prod(-1) for i in (self.m, self.Pm))
         return m + Pm, (m - Pm)[..., self.odd.to(u.device)]
@@ -116,7 +116,7 @@ class SmoothDensity1D(AtomicSum1D):
         def coefficients(s: int, I: Tensor) -> Tensor:  # noqa: E741
             return torch.cat([even[:, I] @ self.A[s], odd[:, I] @ self.B[s]], -1)
 
-        c = per_species(coefficients, surroundings.kind_I, len(self.species))
+        c = per_species(coefficients, surroundings.species_I, len(self.species))
         return (self.waves_at(surroundings.x) @ c[..., None])[..., 0]
 
 
@@ -146,17 +146,17 @@ def _mirror_pairs(
 
 
 @torch.no_grad()
-def columns(model: SmoothDensity1D, s: Surroundings, n_points: int) -> Tensor:
+def design_matrix(model: SmoothDensity1D, s: Surroundings, n_points: int) -> Tensor:
     """Derivatives of one density by A and B, shape (n_points, numbers in A and B)."""
     phi = model.waves_at(s.x).where(s.inside[..., None], 0)[0].double()
     basis = phi[..., : model.waves + 1], phi[..., model.waves + 1 :]
     q = [p.double() for p in model.polynomials(s)]
     blocks = []
     for part in (0, 1):
-        for kind in range(len(model.species)):
+        for species in range(len(model.species)):
             features, waves = q[part].shape[-1], basis[part].shape[-1]
             block = phi.new_zeros(n_points, features * waves)
-            for atom in torch.nonzero(s.kind_I == kind).flatten().tolist():
+            for atom in torch.nonzero(s.species_I == species).flatten().tolist():
                 product = q[part][0, atom, :, None] * basis[part][atom][:, None, :]
                 block.index_add_(0, s.index[0, atom], product.flatten(1))
             blocks.append(block)

@@ -21,13 +21,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from tqdm.auto import tqdm
 
 from densitykit.chain.atomic_sum import AtomicSum1D, Surroundings
-from densitykit.chain.smooth_density import SmoothDensity1D, columns
+from densitykit.chain.smooth_density import SmoothDensity1D, design_matrix
 from densitykit.chain.snapshots import ChainSnapshots
 from densitykit.data.windows import step_generator
-from densitykit.training.state import Keeper, adam_state
+from densitykit.io.progress import progress_bar
+from densitykit.training.state import TrainingState, adam_state
 
 __all__ = [
     "constant_rate",
@@ -188,16 +188,16 @@ def train_ensemble(
     run = _AdamRun(models, training, validation, batch, seed)
     settings = {"epochs": epochs, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     settings |= {"rate": rate.__name__, "snapshots": len(training)}
-    keeper = Keeper(run_dir, run.tensors, settings)
-    rows = keeper.restore()
+    state = TrainingState(run_dir, run.tensors, settings)
+    rows = state.restore()
     started = time.process_time() - (rows[-1]["seconds"] if rows else 0.0)
-    bar = tqdm(range(len(rows), epochs), label, epochs, initial=len(rows))
+    bar = progress_bar(range(len(rows), epochs), label, epochs, initial=len(rows))
     for epoch in bar:
         errors = run.epoch(epoch, lambda part: learning_rate * rate((epoch + part) / epochs))  # noqa: B023
         rows.append({"epoch": epoch} | errors | {"seconds": time.process_time() - started})
         bar.set_postfix_str(f"best validation {run.least.min().item():.2e}")
         if (epoch + 1) % save_every == 0 or epoch + 1 == epochs:
-            keeper.save(rows)
+            state.save(rows)
     run.ensemble.give_back(run.best)
     return pd.DataFrame(rows)
 
@@ -256,9 +256,9 @@ def _used_columns(model: SmoothDensity1D, sets: Sequence[Surroundings]) -> Tenso
     """Which numbers of A and B belong to monomials that some atom of some set shows."""
     shown = [torch.zeros(x.shape[:2], dtype=torch.bool) for x in (model.A, model.B)]
     for seen in sets:
-        for seen_by_kind, q in zip(shown, model.polynomials(seen), strict=True):
-            for kind in seen.kind_I.unique().tolist():
-                seen_by_kind[kind] |= (q[:, seen.kind_I == kind] != 0).flatten(0, 1).any(0)
+        for shown_by_species, q in zip(shown, model.polynomials(seen), strict=True):
+            for s in seen.species_I.unique().tolist():
+                shown_by_species[s] |= (q[:, seen.species_I == s] != 0).flatten(0, 1).any(0)
     waves = (model.waves + 1, model.waves)
     every = [m[..., None].expand(*m.shape, k) for m, k in zip(shown, waves, strict=True)]
     return torch.cat([mask.flatten() for mask in every])
@@ -272,6 +272,6 @@ def _equations(
     """Derivatives by A and B, and densities, of a few snapshots at a time."""
     for data, seen in zip(sets, all_seen, strict=True):
         n_points = len(data.points)
-        for rows in tqdm(torch.arange(len(data)).split(_BATCH), "equations"):
-            M = [columns(model, seen.at(row[None]), n_points) for row in rows]
+        for rows in progress_bar(torch.arange(len(data)).split(_BATCH), "equations"):
+            M = [design_matrix(model, seen.at(row[None]), n_points) for row in rows]
             yield torch.cat(M), data.density[rows].flatten().double()

@@ -145,7 +145,7 @@ def test_locality(kind: type[AtomicSum1D]) -> None:
     near = (r > R[0, 6] - 12) & (r < R[0, 10] + 12)
     assert change[near].max() > 1e-3
     assert not change[~near].any() and (~near).sum() > 100
-    parts = model.contributions(R, species, r, 160.0)
+    parts = model.atomic_contributions(R, species, r, 160.0)
     assert parts.shape == (1, 16, 320)
     torch.testing.assert_close(parts.sum(1), model(R, species, r, 160.0), **EXACT)
     away = (r - R[0, 8]).abs()
@@ -174,7 +174,7 @@ def test_published_ansatz() -> None:
     N, E = fitted(model.linear[0]), fitted(model.exponent[0])
     A, B, C, D = (p[0] for p in (model.A, model.B, model.C, model.D))
     expected = (N + A * x + B) * torch.exp(C * (x - D) ** 2 + E)
-    rho_I = model.contributions(R, SPECIES, r, LENGTH)[0, 1]
+    rho_I = model.atomic_contributions(R, SPECIES, r, LENGTH)[0, 1]
     inner = x < 15  # where the taper is 1
     torch.testing.assert_close(rho_I[inner], expected[inner])
     assert (rho_I[x >= 20] == 0).all()
@@ -188,7 +188,7 @@ def test_contributions_end_smoothly(kind: type[AtomicSum1D]) -> None:
     edges = torch.stack([R[0, 3] + side * (cutoff - 1e-6) for side in (-1, 1)])
     inner = torch.stack([R[0, 3] + side * 0.85 * cutoff for side in (-1, 1)])
     at_edge, further_in = (
-        model.contributions(R, SPECIES, r, LENGTH)[0, 3].abs() for r in (edges, inner)
+        model.atomic_contributions(R, SPECIES, r, LENGTH)[0, 3].abs() for r in (edges, inner)
     )
     assert (at_edge < 1e-9 * further_in).all()
 
@@ -335,14 +335,14 @@ def test_resumed_training_equals_an_uninterrupted_one(
         return model, train_ensemble([model], *metal, rate=cosine_rate, **options)
 
     whole, rows = run(None)
-    save = chain_training.Keeper.save
+    save = chain_training.TrainingState.save
 
-    def save_and_die(keeper, rows) -> None:
-        save(keeper, rows)
+    def save_and_die(state, rows) -> None:
+        save(state, rows)
         if len(rows) == 4:
             raise Killed
 
-    monkeypatch.setattr(chain_training.Keeper, "save", save_and_die)
+    monkeypatch.setattr(chain_training.TrainingState, "save", save_and_die)
     with pytest.raises(Killed):
         run(tmp_path)
     monkeypatch.undo()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,23 @@ def test_finished_run_is_left_alone_and_another_is_refused(tmp_path: Path) -> No
     assert (tmp_path / "a.zarr" / "zarr.json").stat().st_mtime_ns == before
     with pytest.raises(GenerationError, match="time_step_au is 0.1; choose another path"):
         run(tmp_path / "a.zarr", n_steps=2, stride=1, time_step=0.2)
+
+
+def test_a_state_belongs_to_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run killed early, its store removed, another one at the same path: nothing is left."""
+    path, options = tmp_path / "a.zarr", {"system": "metal", "n_steps": 4, "stride": 2}
+
+    def killed(self: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chain._Dynamics, "advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(path, seed=1, **options)
+    assert (tmp_path / ".a.zarr.state.npz").exists()
+    shutil.rmtree(path)
+    again, whole = run(path, seed=2, **options), run(tmp_path / "b.zarr", seed=2, **options)
+    np.testing.assert_array_equal(again["R"], whole["R"])
 
 
 # --- data sets ---------------------------------------------------------------------------------

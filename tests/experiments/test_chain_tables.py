@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
+from densitykit.chain.recipes import PUBLISHED, SMOOTH, Entry, Smooth
 from densitykit.chain.snapshots import load_snapshots, score
 from densitykit.errors import DensityKitError
 from densitykit.models import load_model, read_provenance
-from experiments import chain_tables as chain_experiments
-from experiments.chain_tables import PUBLISHED, SMOOTH, TABLES, Entry, run_experiments
+from experiments import chain_tables
+from experiments.chain_tables import TABLES, run_experiments
 
 DATA = Path(__file__).parents[2] / "data"
 RESULTS = DATA / "deep-density-1d" / "results.csv"
@@ -22,7 +23,7 @@ SMALL = {"sizes": {"nodes": 4, "pair_nodes": (3, 2)}, "epochs": 2, "batch": 50}
 @pytest.fixture
 def two_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [Entry("metal", 2, 20), Entry("metal", 1, 20)]
-    monkeypatch.setattr(chain_experiments, "TABLES", {"table3": entries})
+    monkeypatch.setattr(chain_tables, "TABLES", {"table3": entries})
 
 
 def run(tmp_path: Path, seeds: list[int], tables: tuple[str, ...] = ("table3",)) -> pd.DataFrame:
@@ -67,8 +68,8 @@ def test_smooth_models_are_saved_with_their_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = {"n_near": 2, "spans": [2], "waves": 6}
-    settings = {"all": chain_experiments.Smooth({"insulator": 4, "metal": 4}, small)}
-    monkeypatch.setattr(chain_experiments, "SMOOTH", settings)
+    settings = {"all": Smooth({"insulator": 4, "metal": 4}, small)}
+    monkeypatch.setattr(chain_tables, "SMOOTH", settings)
     rows = run(tmp_path, [0], ("smooth",))
     assert set(rows.system) == {"insulator", "metal"}
     model = load_model(tmp_path / "out" / "all-smooth")
