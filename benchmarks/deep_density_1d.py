@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from densitykit.chain.atomic_sum import AtomicSum1D
+from densitykit.chain.deep_density import DeepDensity1D
 from densitykit.chain.kohn_sham import ReducedHartreeFock1D
-from densitykit.models import DeepDensity1D, SmoothDensity1D
+from densitykit.chain.smooth_density import SmoothDensity1D
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 SPACING, POINTS_PER_BOHR = 10.0, 2

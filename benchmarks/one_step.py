@@ -14,9 +14,13 @@ from pathlib import Path
 
 import torch
 
-from densitykit.assess import ab_initio_seconds, matrix_rate, operations_per_step, seconds_per_step
-from densitykit.data.windows import load_pairs
-from densitykit.io.reader import open_split
+from densitykit.assess.cost import (
+    ab_initio_seconds,
+    matrix_rate,
+    operations_per_step,
+    seconds_per_step,
+)
+from densitykit.data.windows import load_windows
 from densitykit.models import load_model
 
 DATA = "data/lithium-800K.zarr"
@@ -24,8 +28,8 @@ DATA = "data/lithium-800K.zarr"
 
 def main() -> None:
     torch.set_num_threads(1)
-    test, attrs = load_pairs(DATA, "test", 12.0), open_split(DATA, "test").attrs
-    ab_initio = ab_initio_seconds(attrs) * test.horizon
+    test = load_windows(DATA, "test", 12.0)
+    attrs, ab_initio = test.attrs, ab_initio_seconds(test.attrs) * test.horizon
     limit = matrix_rate()
     print(f"ab-initio MD: {attrs['seconds_per_step_one_core']} s per {attrs['time_step_fs']} fs")
     print(f"matrix product {limit / 1e9:.0f} GFLOP/s on one core")
@@ -33,7 +37,7 @@ def main() -> None:
     for path in sorted(Path("data/checkpoints").glob("lithium-*.safetensors")):
         model = load_model(path)
         operations = operations_per_step(model, test)
-        seconds = seconds_per_step(model, test.given(model, 0))
+        seconds = seconds_per_step(model, test[0])
         share = operations / seconds / limit
         print(
             f"{path.stem:<24}{operations / 1e9:>8.2f}{seconds * 1e3:>9.1f}{share:>10.0%}"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from densitykit.assess import matrix_rate, operations_per_step, seconds_per_step
-from densitykit.data.windows import load_pairs
+from densitykit.assess.cost import matrix_rate, operations_per_step, seconds_per_step
+from densitykit.data.windows import load_windows
 from densitykit.models import load_model
 
 DATA = "data/lithium-800K.zarr"
@@ -30,13 +30,13 @@ def main() -> None:
     limit = matrix_rate(8192 if device.type == "cuda" else 1536, device=device)
     print(f"{device}: matrix product {limit / 1e12:.3g} TFLOP/s")
     print(f"{'model':<24}{'batch':>6}{'frames/s':>10}{'of limit':>10}")
-    test = load_pairs(DATA, "test", 12.0)
+    test = load_windows(DATA, "test", 12.0)
     for path in sorted(Path("data/checkpoints").glob("lithium-*.safetensors")):
         model = load_model(path).to(device)
         flop = operations_per_step(model, test)
         for batch in batches:
-            states = test.given(model, torch.arange(batch) * (len(test) // batch))
-            rate = batch / seconds_per_step(model, states, repeats=5)
+            window = test[torch.arange(batch) * (len(test) // batch)]
+            rate = batch / seconds_per_step(model, window, repeats=5)
             print(
                 f"{path.stem:<24}{batch:>6}{rate:>10.1f}{rate * flop / limit:>10.0%}", flush=True
             )

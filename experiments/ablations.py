@@ -1,4 +1,4 @@
-r"""What helps a map of the density on its grid? Small ones, one thing at a time, over seeds.
+r"""What helps an emulator on the grid? Small ones, one thing changed at a time, over seeds.
 
 .. math:: L = L_{LDM} + \lambda_2 L_{sJSD}
 
@@ -18,7 +18,6 @@ goes to a CSV file; what is there is not computed again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,14 +25,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from densitykit.assess import error_curves, one_step_table, rollout_table
-from densitykit.data.transforms import LogNormal
-from densitykit.data.windows import StatePairs, load_pairs
-from densitykit.models import LatentDiffusion, StateMap, SurrogateUNet, load_model
+from densitykit.assess import error_curves, one_step_table
+from densitykit.data.windows import Window, Windows, load_windows
+from densitykit.models import FieldEmulator, LatentDiffusion, SurrogateUNet, load_model
+from densitykit.models.base import FieldState
 from densitykit.models.checkpoint import read_arguments
-from densitykit.rollout import Thermostat, rollout
 from densitykit.statistics import paired_ratios
-from densitykit.training.loop import adopt_autoencoder, train_latent_diffusion, train_surrogate
+from densitykit.training import copy_autoencoder, train, train_latent_diffusion
 from experiments.arguments import ablation_parser, run_script
 from experiments.report import run_missing
 
@@ -79,7 +77,6 @@ SMALL = {"widths": (32, 64), "blocks": (1, 2)}
 RECIPE = {"batch": 2, "learning_rate": 2e-3, "ema": 0.99}
 COLUMNS = ["variant", "seed", "steps", "metric", "value"]
 LEADS = (24.0, 72.0)  # fs
-TAU = 30.0  # fs, of the thermostat
 
 
 def run_ablations(
@@ -90,7 +87,6 @@ def run_ablations(
     variants: Sequence[str] = tuple(VARIANTS),
     seeds: Sequence[int] = (0, 1, 2),
     steps: int = 1200,
-    rollout_steps: int = 400,
     autoencoder_steps: int = 1500,
     run_dir: Path = Path("runs/ablations"),
 ) -> pd.DataFrame:
@@ -107,11 +103,9 @@ def run_ablations(
     variants
         Names of `VARIANTS`.
     seeds
-        Of initial weights, training and rollouts.
+        Of initial weights and training.
     steps
         Of each training.
-    rollout_steps
-        Of the rollout, with thermostat, from the first test state.
     autoencoder_steps
         Of an autoencoder that a variant trains for itself.
     run_dir
@@ -124,21 +118,20 @@ def run_ablations(
     """
 
     @cache
-    def pairs(horizon: float) -> list[StatePairs]:
-        return [load_pairs(data, split, horizon) for split in ("train", "test")]
+    def windows(horizon: float) -> list[Windows]:
+        return [load_windows(data, split, horizon) for split in ("train", "test")]
 
     def judged(name: str, seed: int, steps: int) -> pd.DataFrame:
         variant = VARIANTS[name]
-        train, test = pairs(_horizon(variant, autoencoder))
+        training, test = windows(_horizon(variant, autoencoder))
         torch.manual_seed(seed)
         folder = run_dir / f"{_trained_as(name)}, seed {seed}, {steps} steps"
         options = RECIPE | {"steps": steps, "seed": seed, "run_dir": folder}
         if isinstance(variant, Latent):
-            model = _latent(variant, autoencoder, train, autoencoder_steps, options)
-            statistics = _statistics(model, train, test, rollout_steps, seed)
-            return pd.concat([_errors(model, test), statistics])
-        train, test = (x if variant.rate else _resting(x) for x in (train, test))
-        return _errors(_plain(variant, autoencoder, train, options), test)
+            model = _latent(variant, autoencoder, training, autoencoder_steps, options)
+        else:
+            model = _plain(variant, autoencoder, training, options)
+        return _errors(model, test)
 
     wanted = [(v, s, steps) for s in seeds for v in variants]
     return run_missing(out, COLUMNS, COLUMNS[:3], wanted, judged)
@@ -162,7 +155,7 @@ def _trained_as(name: str) -> str:
 def _latent(
     variant: Latent,
     autoencoder: Path,
-    train: StatePairs,
+    training: Windows,
     autoencoder_steps: int,
     options: Mapping[str, Any],
 ) -> LatentDiffusion:
@@ -172,34 +165,36 @@ def _latent(
         model = LatentDiffusion(**card | {"latent_channels": variant.channels})
     else:
         model = LatentDiffusion(**card)
-        adopt_autoencoder(model, load_model(autoencoder))
+        copy_autoencoder(model, load_model(autoencoder))
         autoencoder_steps = 0
     options = {**options, "autoencoder_steps": autoencoder_steps}
-    train_latent_diffusion(model, train, **options, **variant.training)
+    train_latent_diffusion(model, training, **options, **variant.training)
     model.sampler_steps = variant.sampler_steps
     return model
 
 
 def _plain(
-    variant: Plain, autoencoder: Path, train: StatePairs, options: Mapping[str, Any]
+    variant: Plain, autoencoder: Path, training: Windows, options: Mapping[str, Any]
 ) -> SurrogateUNet:
     """Trained; standardised as the latent models are."""
     card = read_arguments(autoencoder)
     constants = {k: card[k] for k in ("mu", "sigma", "eps")}
-    model = SurrogateUNet(**constants, horizon=variant.horizon, **SMALL)
-    train_surrogate(model, train, **options)
+    kind = SurrogateUNet if variant.rate else RestingUNet
+    model = kind(**constants, horizon=variant.horizon, **SMALL)
+    train(model, training, **options)
     return model
 
 
-def _resting(pairs: StatePairs) -> StatePairs:
-    """The same densities, with nothing known of their rates."""
-    pairs = copy(pairs)
-    pairs.states = pairs.states * torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1)
-    return pairs
+class RestingUNet(SurrogateUNet):
+    """Sees the density, and nothing of its rate."""
+
+    def init(self, window: Window) -> FieldState:
+        state = super().init(window)
+        return state.replace(fields=state.fields * torch.tensor([1.0, 0]).reshape(2, 1, 1, 1))
 
 
-def _errors(model: StateMap, test: StatePairs) -> pd.DataFrame:
-    """After a step, with every fourth state, and after the same times for all steps."""
+def _errors(model: FieldEmulator, test: Windows) -> pd.DataFrame:
+    """After a step, with every fourth window, and after the same times for all steps."""
     table = one_step_table({"": model}, test, every=4)
     leads, curves = error_curves({"": model}, test, round(LEADS[-1] / test.horizon), starts=32)
     at = [round(lead / test.horizon) - 1 for lead in LEADS]
@@ -208,19 +203,6 @@ def _errors(model: StateMap, test: StatePairs) -> pd.DataFrame:
         "value": [curves[""][i].mean() for i in at],
     }
     return pd.concat([table, pd.DataFrame(later)])[["metric", "value"]]
-
-
-def _statistics(
-    model: LatentDiffusion, train: StatePairs, test: StatePairs, steps: int, seed: int
-) -> pd.DataFrame:
-    """Of a rollout beside the reference."""
-    held = Thermostat(model, train, TAU)
-    options = {"cell": test.cell, "seed": seed, "progress": False}
-    density = rollout(held, test.states[0], steps, **options).density.values
-    transform = LogNormal.fit(train.states[:, 0].numpy(), eps=0.0)
-    reference = test.states[:: test.lag, 0].numpy()
-    table = rollout_table({"rollout": density}, reference, test.cell, transform)
-    return table[table.model == "rollout"][["metric", "value"]]
 
 
 def main() -> None:

@@ -3,14 +3,15 @@
 Two small latent diffusion models are trained, with and without the sJSD term, on the same
 autoencoder, from the same seed and for the same number of steps, and a small emulator whose
 latent is the nuclei. All are rolled out from an unseen state of the independent test run, beside
-the bundled checkpoints and the baselines. A table and a page of figures say how they did.
+the bundled checkpoints; baselines stand beside them in the table. A table and a page of figures
+say how they did.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,31 +19,31 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+import xarray as xr
 from lightning_fabric import Fabric
 
 from densitykit.analysis.modes import structure_factor
-from densitykit.assess import (
-    cost_table,
-    error_curves,
-    one_step_table,
-    rollout_table,
-    standardised,
-    validation_error,
-    wide_table,
-)
-from densitykit.assess.one_step import BLOCK_FS
+from densitykit.assess import assess, error_curves, pivot_metrics, validation_error
+from densitykit.assess.rollouts import standardised
 from densitykit.cells import cubic_edge
 from densitykit.data.transforms import LogNormal
-from densitykit.data.windows import StatePairs, load_pairs
-from densitykit.io.reader import open_split
+from densitykit.data.windows import Windows, load_windows
+from densitykit.io.reader import open_split, open_trajectory
 from densitykit.metrics import value_distribution
-from densitykit.models import LatentDiffusion, NuclearEmulator, StateMap, load_model
-from densitykit.models.baselines import baseline_maps
+from densitykit.models import (
+    Emulator,
+    FieldEmulator,
+    LatentDiffusion,
+    NuclearEmulator,
+    baselines,
+    load_model,
+)
 from densitykit.plot import figures as plot
 from densitykit.rollout import Thermostat, rollout
-from densitykit.statistics import block_bootstrap
-from densitykit.training.loop import adopt_autoencoder, train_latent_diffusion
+from densitykit.statistics import block_bootstrap, decorrelation_time
+from densitykit.training import copy_autoencoder, train_latent_diffusion
 from densitykit.training.nuclear import fit_parts, train_emulator
+from experiments.arguments import run_script
 from experiments.report import write_report
 
 __all__ = ["run"]
@@ -57,7 +58,6 @@ SMALL = {
 }
 LAMBDA_2 = 300.0
 REFERENCE = "ab-initio MD"
-Maps = dict[str, Callable[..., torch.Tensor]]
 Rows = list[dict[str, float]]
 
 
@@ -94,64 +94,73 @@ def run(
     pd.DataFrame
         The table, one line a model.
     """
-    out, started = Path(out), time.perf_counter()
-    train, validation, test = (
-        load_pairs(data, s, HORIZON) for s in ("train", "validation", "test")
+    out, stage = Path(out), _Stages()
+    training, held_out, test = (
+        load_windows(data, s, HORIZON) for s in ("train", "validation", "test")
     )
-    print(f"{data}: {len(train)} training, {len(validation)} validation, {len(test)} test pairs")
-    maps, history = _train_both(train, validation, out, autoencoder_steps, steps, seed)
-    device = next(iter(maps.values())).latent_mean.device
-    maps["demo nuclear"], history["demo nuclear"] = _train_nuclear(data, out, nuclear_steps, seed)
+    print(training, test, sep="\n")
+    models, history = _train_both(training, held_out, out, autoencoder_steps, steps, seed, stage)
+    device = next(iter(models.values())).latent_mean.device
+    stage(f"training the emulator through nuclei, {nuclear_steps} steps")
+    models["demo nuclear"], history["demo nuclear"] = _train_nuclear(
+        data, out, nuclear_steps, seed
+    )
     for path in sorted(Path(checkpoints).glob("lithium-*.safetensors")):
-        maps[f"bundled {path.stem.removeprefix('lithium-')}"] = load_model(path).to(device)
-    maps |= baseline_maps(train)
-    runs = _roll_out(maps, train, test, out, rollout_steps, seed)
-    tables = [
-        one_step_table(maps, test, every=2),
-        rollout_table(
-            runs, test.states[:, 0].numpy(), test.cell, LogNormal.fit(_rho(train), eps=0.0)
-        ),
-        cost_table(maps, test, open_split(data, "test").attrs),
-    ]
-    pd.concat(tables).to_csv(out / "scores.csv", index=False)
-    table = wide_table(tables)
+        models[f"bundled {path.stem.removeprefix('lithium-')}"] = load_model(path).to(device)
+    runs = _roll_out(models, training, test, out, rollout_steps, seed, stage)
+    scores = []
+    stage("fitting the baselines")
+    for name, emulator in (models | baselines(training)).items():
+        stage(f"judging {name}")
+        judged = {name: runs[name]} if name in runs else {}
+        scores.append(assess(data, {name: emulator}, judged, every=2, cost=True))
+    pd.concat(scores).to_csv(out / "scores.csv", index=False)
+    table = pivot_metrics(scores)
     table.to_csv(out / "table.csv")
+    stage("errors along rollouts, and the report")
     write_report(
         out / "report.html",
         "Liquid lithium at 800 K: emulators beside ab-initio MD",
-        _sections(maps, runs, table, history, train, test),
+        _sections(models | baselines(training), runs, table, history, training, test),
     )
-    print(table.to_string(float_format=lambda x: f"{x:.3g}", na_rep="-"))
-    minutes = (time.perf_counter() - started) / 60
-    print(f"{out}/report.html and {out}/table.csv, {minutes:.1f} minutes")
+    print(table.T.to_string(float_format=lambda x: f"{x:.3g}", na_rep="-"))
+    stage(f"done: {out}/report.html and {out}/table.csv")
     return table
 
 
-def _rho(pairs: StatePairs) -> np.ndarray:
-    return pairs.states[:, 0].numpy()
+class _Stages:
+    """Says what comes next, and how many minutes have gone by."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __call__(self, what: str) -> None:
+        print(f"{(time.perf_counter() - self.started) / 60:5.1f} min  {what}", flush=True)
 
 
 def _train_both(
-    train: StatePairs,
-    validation: StatePairs,
+    training: Windows,
+    held_out: Windows,
     out: Path,
     autoencoder_steps: int,
     steps: int,
     seed: int,
-) -> tuple[dict[str, LatentDiffusion], dict[str, Rows]]:
+    stage: _Stages,
+) -> tuple[dict[str, Emulator], dict[str, Rows]]:
     """One autoencoder, then a denoiser without and one with the sJSD term."""
-    transform = LogNormal.fit(_rho(train))
-    models: dict[str, LatentDiffusion] = {}
+    models: dict[str, Emulator] = {}
     history = {}
     for name, lambda_2 in (("demo without sJSD", 0.0), ("demo with sJSD", LAMBDA_2)):
         torch.manual_seed(seed)
-        model = LatentDiffusion(transform.mu, transform.sigma, transform.eps, HORIZON, **SMALL)
+        model = LatentDiffusion(**LatentDiffusion.arguments_for(training), **SMALL)
         if models:
-            adopt_autoencoder(model, models["demo without sJSD"])
+            copy_autoencoder(model, models["demo without sJSD"])
+        first = 0 if models else autoencoder_steps
+        stage(f"training {name}, " + (f"{first} + " if first else "") + f"{steps} steps")
         history[name] = train_latent_diffusion(
             model,
-            train,
-            autoencoder_steps=0 if models else autoencoder_steps,
+            training,
+            autoencoder_steps=first,
             steps=steps,
             lambda_2=lambda_2,
             run_dir=out / "training" / name.replace(" ", "-"),
@@ -159,7 +168,7 @@ def _train_both(
             batch=2,
             learning_rate=2e-3,
             ema=0.99,  # a short training forgets fast
-            validate=partial(validation_error, model, validation),
+            validate=partial(validation_error, model, held_out),
             validate_every=max(1, steps // 6),
             fabric=Fabric(accelerator="auto", devices=1),
         )
@@ -182,47 +191,53 @@ def _train_nuclear(
 
 
 def _roll_out(
-    maps: Maps, train: StatePairs, test: StatePairs, out: Path, n: int, seed: int
-) -> dict[str, np.ndarray]:
-    """Densities (n + 1, X, Y, Z) of rollouts from the first test state, also kept as stores."""
+    models: dict[str, Emulator],
+    training: Windows,
+    test: Windows,
+    out: Path,
+    n: int,
+    seed: int,
+    stage: _Stages,
+) -> dict[str, xr.Dataset]:
+    """Rollouts from the first test window, kept as stores."""
     shutil.rmtree(out / "rollouts", ignore_errors=True)
     runs = {}
-    for name, step in maps.items():
+    for name, emulator in models.items():
         # an emulator with nuclei has a thermostat of its own
-        learned = isinstance(step, StateMap)
-        path = out / "rollouts" / f"{name.replace(' + ', '-').replace(' ', '-')}.zarr"
-        print(f"{name}, with thermostat" if learned else name)
-        runs[name] = rollout(
-            Thermostat(step, train) if learned else step,
-            test.given(step, 0),
+        on_grid = isinstance(emulator, FieldEmulator)
+        stage(f"rollout of {name}" + ", with thermostat" * on_grid + f", {n} steps")
+        path = out / "rollouts" / f"{name.replace(' ', '-')}.zarr"
+        rollout(
+            Thermostat(emulator, training) if on_grid else emulator,
+            test[0],
             n,
-            cell=test.cell,
             path=path,
-            start=float(test.times[0]),
             seed=seed,
-        ).density.values
+        )
+        runs[name] = open_trajectory(path).load()
     return runs
 
 
 def _sections(
-    maps: Maps,
-    runs: dict[str, np.ndarray],
+    emulators: dict[str, Emulator],
+    runs: dict[str, xr.Dataset],
     table: pd.DataFrame,
     history: dict[str, Rows],
-    train: StatePairs,
-    test: StatePairs,
+    training: Windows,
+    test: Windows,
 ) -> list[tuple[str, str, go.Figure | None]]:
     """Heading, text and figure of each section of the report."""
-    models = {k: v for k, v in runs.items() if isinstance(maps[k], torch.nn.Module)}
-    best = min(models, key=lambda name: table.loc[name, "one-step l2"])
-    edge, every = cubic_edge(test.cell), test.lag
-    truth = _rho(test)[::every]
-    times, curves = error_curves(maps, test, steps=20)
+    fields = {name: run.density.values for name, run in runs.items()}
+    best = min(fields, key=lambda name: table.loc[name, "one-step l2"])
+    edge, length = cubic_edge(test.cell.numpy()), min(map(len, fields.values()))
+    later = range(test.context - 1, len(test.times), test.lag)
+    truth = np.stack([test.frames[i].numpy() for i in later])
+    length = min(length, len(truth))
+    times, curves = error_curves(emulators, test, steps=20)
     error = {k: tuple(block_bootstrap(v.T, 1)) for k, v in curves.items() if k != "mean field"}
-    length = min(len(truth), len(runs[best]))
     worst = min(5, length - 1)
-    aims = test.times[0] + test.horizon * np.arange(length)
-    films = {k: v[:length] for k, v in ({REFERENCE: truth} | models).items()}
+    aims = test.times[test.context - 1] + test.horizon * np.arange(length)
+    films = {k: v[:length] for k, v in ({REFERENCE: truth} | fields).items()}
     picks = [0, 1, 5, min(20, length - 1), length - 1]
     return [
         ("Table", table.to_html(float_format=lambda x: f"{x:.3g}", na_rep="-"), None),
@@ -236,37 +251,36 @@ def _sections(
         (
             f"Where {best} errs most after {worst * test.horizon:.0f} fs",
             "The lattice plane with the largest error.",
-            plot.worst_slice_figure(truth[worst], runs[best][worst], edge=edge),
+            plot.worst_slice_figure(truth[worst], fields[best][worst], edge=edge),
         ),
         (
             "Error against time",
             "Mean over 8 initial states of the test run; bands are 95 % intervals over them.",
             plot.error_figure(times, error, log=True),
         ),
-        ("Distribution of ln rho", *_distributions(models, train, truth)),
-        ("Structure factor", *_structure(models, test, truth)),
+        ("Distribution of ln rho", *_distributions(fields, training, truth)),
+        ("Structure factor", *_structure(fields, test, truth)),
         ("Training", "Loss and validation error.", _training_figure(history)),
     ]
 
 
 def _distributions(
-    models: dict[str, np.ndarray], train: StatePairs, truth: np.ndarray
+    fields: dict[str, np.ndarray], training: Windows, truth: np.ndarray
 ) -> tuple[str, go.Figure]:
-    transform = LogNormal.fit(_rho(train), eps=0.0)
-    runs = {REFERENCE: truth} | models
-    values = {k: value_distribution(standardised(v, transform)) for k, v in runs.items()}
+    transform = LogNormal.of(training, eps=0.0)
+    every = {REFERENCE: truth} | fields
+    values = {k: value_distribution(standardised(v, transform)) for k, v in every.items()}
     text = "Standardised by the training frames. The low tail is the pseudised cores."
     return text, plot.distribution_figure(values, np.linspace(-6, 4, 100))
 
 
 def _structure(
-    models: dict[str, np.ndarray], test: StatePairs, truth: np.ndarray
+    fields: dict[str, np.ndarray], test: Windows, truth: np.ndarray
 ) -> tuple[str, go.Figure]:
-    block = round(BLOCK_FS / test.horizon)
     curves = {}
-    for name, density in ({REFERENCE: truth} | models).items():
-        q, _, s = structure_factor(density, test.cell)
-        curves[name] = tuple(block_bootstrap(s, block))
+    for name, density in ({REFERENCE: truth} | fields).items():
+        q, _, s = structure_factor(density, test.cell.numpy())
+        curves[name] = tuple(block_bootstrap(s, round(decorrelation_time(s))))
     text = "Allowed q of the cell only; bands are 95 % block-bootstrap intervals."
     return text, plot.structure_factor_figure(q, curves).update_yaxes(type="log")
 
@@ -279,3 +293,15 @@ def _training_figure(history: dict[str, Rows]) -> go.Figure:
         if r.get("block", 1) == 1
     ]
     return plot.training_figure(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", default="data/lithium-800K.zarr", help="trajectory store")
+    parser.add_argument("--checkpoints", default="data/checkpoints", help="of bundled models")
+    parser.add_argument("--out", default="demo", help="folder for all that is made")
+    run(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -3,12 +3,12 @@ r"""The long examination of emulators: every figure that a claim about them rest
 For each checkpoint, all beside the independent test run and its statistical intervals:
 
 * `one step`: relative errors after one horizon;
-* `10 ps`: the verdict on a rollout as long as the training run, from several seeds, each from
+* `10 ps`: a rollout as long as the training run, from several seeds, each from
   another state of the test run;
-* `10 ps, matched`: the same for maps with a thermostat, at the mean temperature of the test run,
-  to tell what a model gets wrong from what 5 ps of a thermostat leave to chance;
+* `10 ps, matched`: the same for emulators with a thermostat, at the mean temperature of the test
+  run, to tell what a model gets wrong from what 5 ps of a thermostat leave to chance;
 * `10 ps, matched, fast`: so, too, with one force a step instead of two, in single precision;
-* `last 10 ps of 100`: the verdict on the end of one long rollout;
+* `last 10 ps of 100`: the end of one long rollout;
 * `ensemble`: error, spread and CRPS against lead time.
 
 One row per (model, part, seed, metric) goes to a CSV file that notebooks only read. What is there
@@ -21,20 +21,15 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
-import xarray as xr
 
-from densitykit.assess import one_step_table
-from densitykit.assess.ensembles import ensemble_scores
-from densitykit.assess.rollouts import COLUMNS as VERDICT
-from densitykit.assess.rollouts import verdict
-from densitykit.data.windows import StatePairs, load_pairs
+from densitykit.assess import assess_rollout, ensemble_scores, one_step_table
+from densitykit.data.windows import load_windows
 from densitykit.io.reader import open_split, open_trajectory
-from densitykit.models import StateMap, load_model
-from densitykit.rollout import Step, Thermostat, rollout
+from densitykit.models import Emulator, FieldEmulator, load_model
+from densitykit.rollout import Thermostat, rollout
 from experiments.arguments import run_script
 from experiments.report import run_missing
 
@@ -49,10 +44,11 @@ PARTS = (
     "last 10 ps of 100",
 )
 KEYS = ["model", "part", "seed"]
-COLUMNS = [*KEYS, *VERDICT, "lead"]
+JUDGED = "metric value low high reference reference_low reference_high target passed".split()
+COLUMNS = [*KEYS, *JUDGED, "lead"]
 TEN_PS = 10_000.0
 ENSEMBLE = {"steps": 40, "members": 16, "starts": 6}
-TAU = 30.0  # fs, of the thermostat of maps that have none of their own
+TAU = 30.0  # fs, of the thermostat of emulators that have none of their own
 
 
 def run_long_rollouts(
@@ -60,7 +56,6 @@ def run_long_rollouts(
     data: str | Path,
     out: Path,
     *,
-    horizon: float = 12.0,
     seeds: Sequence[int] = (0, 1, 2),
     parts: Sequence[str] = PARTS,
     run_dir: Path = Path("runs/long-rollouts"),
@@ -70,13 +65,11 @@ def run_long_rollouts(
     Parameters
     ----------
     checkpoints
-        Of one-step maps.
+        Of emulators.
     data
         Store with splits train and test.
     out
         CSV file; rows are added to what it holds.
-    horizon
-        Of the maps, fs.
     seeds
         Of the rollouts of 10 ps; all else has the first.
     parts
@@ -87,19 +80,13 @@ def run_long_rollouts(
     Returns
     -------
     pd.DataFrame
-        All rows of the file, with the columns of `densitykit.assess.rollouts.verdict` and model,
+        All rows of the file, with the columns of `densitykit.assess.assess_rollout` and model,
         part, seed and lead (fs; of ensembles only).
     """
 
-    @cache
-    def loaded() -> tuple[list[StatePairs], list[xr.Dataset]]:
-        pairs = [load_pairs(data, split, horizon) for split in ("train", "test")]
-        return pairs, [open_split(data, split) for split in ("test", "train")]
-
     def examined(model: str, part: str, seed: int) -> pd.DataFrame:
-        (train, test), runs = loaded()
-        place = run_dir / model / f"{part}, seed {seed}.zarr"
-        return _examined(load_model(named[model]), part, seed, train, test, runs, place)
+        path = run_dir / model / f"{part}, seed {seed}.zarr"
+        return _examined(load_model(named[model]), part, seed, data, path)
 
     named = {path.stem: path for path in checkpoints}
     wanted = [
@@ -113,48 +100,46 @@ def run_long_rollouts(
 
 
 def _applies(part: str, checkpoint: Path) -> bool:
-    """Only a map with a temperature of its own can be set to another one."""
+    """Only an emulator with a temperature of its own can be set to another one."""
     return "matched" not in part or hasattr(load_model(checkpoint), "temperature")
 
 
 def _examined(
-    step: Step,
-    part: str,
-    seed: int,
-    train: StatePairs,
-    test: StatePairs,
-    runs: list[xr.Dataset],
-    place: Path,
+    emulator: Emulator, part: str, seed: int, data: str | Path, path: Path
 ) -> pd.DataFrame:
     """Rows of one part."""
+    options = {"horizon": emulator.horizon, "context": max(3, emulator.context)}
+    test = load_windows(data, "test", **options)
     if part == "one step":
-        return one_step_table({"": step}, test).drop(columns="model")
+        return one_step_table({"": emulator}, test).drop(columns="model")
     if "matched" in part:
-        step.temperature = float(runs[0]["temperature"].mean())
+        emulator.temperature = float(open_split(data, "test")["temperature"].mean())
     if part.endswith("fast"):
-        step.substeps = 1
-        step.force_field.float()
-    step = Thermostat(step, train, TAU) if isinstance(step, StateMap) else step
+        emulator.substeps = 1
+        emulator.force_field.float()
+    if isinstance(emulator, FieldEmulator):
+        emulator = Thermostat(emulator, load_windows(data, "train", **options), TAU)
     if part == "ensemble":
-        scores = ensemble_scores(step, test, **ENSEMBLE)
+        scores = ensemble_scores(emulator, test, **ENSEMBLE)
         # members of a map without random numbers are all the same
         return scores.groupby(["metric", "lead"], as_index=False)["value"].mean()
     length = 10 * TEN_PS if part.startswith("last") else TEN_PS
-    return _judged(step, test, runs, place, seed, length)
+    return _judged(emulator, data, path, seed, length)
 
 
 def _judged(
-    step: Step, test: StatePairs, runs: list[xr.Dataset], path: Path, seed: int, length: float
+    emulator: Emulator, data: str | Path, path: Path, seed: int, length: float
 ) -> pd.DataFrame:
-    """The verdict on the last 10 ps of a rollout from a state of its own."""
-    steps = round(length / test.horizon)
-    start = (seed * 97) % len(test.states)
+    """The last 10 ps of a rollout from a frame of its own, beside the test run."""
+    context = max(3, emulator.context)
+    starts = load_windows(data, "test", emulator.horizon, context, steps=0)
+    steps = round(length / emulator.horizon)
     shutil.rmtree(path, ignore_errors=True)  # of an examination that was killed
-    state, time = test.given(step, start), float(test.times[start])
-    rollout(step, state, steps, cell=test.cell, path=path, start=time, seed=seed)
-    film = open_trajectory(path)
+    rollout(emulator, starts[(seed * 97) % len(starts)], steps, path=path, seed=seed)
     late = length - TEN_PS
-    return verdict(film, *runs, burn_in=late - 1e-6 if late > 0 else 0.0)
+    burn_in = late - 1e-6 if late > 0 else 0.0
+    test, train = (open_split(data, split) for split in ("test", "train"))
+    return assess_rollout(open_trajectory(path), test, train, burn_in=burn_in)
 
 
 def main() -> None:

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from densitykit.chain import training as chain_training
 from densitykit.chain.atomic_sum import AtomicSum1D, ordered_neighbours, points_in_reach
-from densitykit.chain.deep_density import fit_ansatz
+from densitykit.chain.deep_density import DeepDensity1D, fit_ansatz
 from densitykit.chain.kohn_sham import ReducedHartreeFock1D
 from densitykit.chain.recipes import train_paper, train_smooth
+from densitykit.chain.smooth_density import SmoothDensity1D
 from densitykit.chain.snapshots import ChainSnapshots, load_snapshots, score
 from densitykit.chain.training import cosine_rate, fit_linear, train_ensemble
 from densitykit.errors import CheckpointError, ShapeError, TrajectoryError
 from densitykit.io.splits import write_splits
 from densitykit.io.writer import create_trajectory
 from densitykit.metrics import relative_l1, relative_l2
-from densitykit.models import DeepDensity1D, SmoothDensity1D, load_model, save_model
+from densitykit.models import load_model, save_model
 
 LENGTH, SPECIES = 80.0, torch.tensor([1, 1, 6, 1, 6, 6, 1, 6])
 SMALL = {

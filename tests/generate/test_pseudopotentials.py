@@ -100,7 +100,7 @@ def test_local_potential_is_continuous_at_the_origin(pseudo: GTH) -> None:
     at_zero, nearby = local_potential(pseudo, np.array([0.0, 1e-6]))
     np.testing.assert_allclose(at_zero, nearby, rtol=1e-9)
     expected = -pseudo.valence * np.sqrt(2 / np.pi) / pseudo.r_loc + pseudo.c[0]
-    np.testing.assert_allclose(at_zero, expected, rtol=1e-14)
+    np.testing.assert_allclose(at_zero, expected, rtol=1e-12)
 
 
 @each
@@ -159,7 +159,7 @@ def test_upf_gives_the_pseudopotential_back(pseudo: GTH, tmp_path: Path) -> None
     upf = ElementTree.parse(write_upf(pseudo, tmp_path / "x.UPF")).getroot()
     r = numbers(upf, "PP_R")
     V = local_potential(pseudo, r)
-    np.testing.assert_allclose(numbers(upf, "PP_LOCAL"), 2 * V, rtol=1e-13)
+    np.testing.assert_allclose(numbers(upf, "PP_LOCAL"), 2 * V, rtol=1e-12)
     np.testing.assert_allclose(simpson(numbers(upf, "PP_RHOATOM"), x=r), pseudo.valence)
     expected = [
         (l, projector(l, i + 1, r_l, r)) for l, r_l, h in pseudo.projectors for i in range(len(h))
@@ -168,14 +168,14 @@ def test_upf_gives_the_pseudopotential_back(pseudo: GTH, tmp_path: Path) -> None
         beta = upf.find(f".//PP_BETA.{k}")
         assert int(beta.get("angular_momentum")) == l
         values = numbers(upf, beta.tag)
-        np.testing.assert_allclose(values, r * p, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(values, r * p, rtol=1e-12, atol=1e-12)
         assert np.abs(values[int(beta.get("cutoff_radius_index")) :]).max() < 1e-8
     if expected:
         D = numbers(upf, "PP_DIJ").reshape(len(expected), -1)
         o = 0
         for _, _, h in pseudo.projectors:
             inside = slice(o, o + len(h))
-            np.testing.assert_allclose(D[inside, inside], 2 * np.array(h), rtol=1e-13)
+            np.testing.assert_allclose(D[inside, inside], 2 * np.array(h), rtol=1e-12)
             D[inside, inside] = 0
             o += len(h)
         assert not D.any()
