@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -103,7 +104,7 @@ def test_widths_and_species(tmp_path: Path) -> None:
     path = simulate_chain(tmp_path / "a.zarr", (0.8, 6.0, 6.0, 1.2), n_steps=0, **QUICK)
     with open_trajectory(path) as ds:
         assert ds.numbers.values.tolist() == [1, 3, 3, 2]  # 0.8 and 1.2 both round to 1
-        assert ds.attrs["recipe"]["widths_bohr"] == [0.8, 6.0, 6.0, 1.2]
+        assert json.loads(ds.attrs["recipe"])["widths_bohr"] == [0.8, 6.0, 6.0, 1.2]
         assert ds.sizes["x"] == 80 and ds.cell.item() / BOHR == pytest.approx(40)
     with open_trajectory(simulate_chain(tmp_path / "b.zarr", "mixed", n_steps=0, **QUICK)) as ds:
         assert ds.numbers.values.tolist() == [1] * 4 + [6] * 4
