@@ -3,8 +3,8 @@
     python scripts/convert_checkpoints.py DATA CHECKPOINT...
 
 Models on the grid need the time between frames, the vectors between grid points and the species
-that they were trained on (`densitykit.models.base.Domain`); they are read from the training split of
-the store. Weights stay as they are, bit for bit; a checkpoint that says it already is left alone.
+that they were trained on (`densitykit.models.base.Domain`); they are read from the training split
+of the store. Weights stay as they are, bit for bit; one that says it already is left alone.
 """
 
 from __future__ import annotations

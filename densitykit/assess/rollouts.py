@@ -172,10 +172,15 @@ def _some(density: xr.DataArray, count: int) -> np.ndarray:
 # --- samples ---------------------------------------------------------------------------------
 
 
+def _has_nuclei(run: xr.Dataset) -> bool:
+    """Whether positions are known: a store with atoms may have none."""
+    return "positions" in run and bool(np.isfinite(run["positions"].values).all())
+
+
 def _peak(training: xr.Dataset) -> float:
     """Wave number of the first peak of S(q): of the nuclei, or of the density without them."""
     waves = allowed_waves(training["cell"].values, Q_MAX)
-    if "positions" in training:
+    if _has_nuclei(training):
         modes = nuclear_modes(training["positions"].load(), waves)
     else:
         some = xr.DataArray(_some(training["density"], 200), dims=_DIMS)
@@ -189,10 +194,10 @@ def _paths(
 ) -> list[Nuclei | None]:
     """Nuclei of both runs by the same way: as stored, found in the density, or none."""
     runs = rollout, reference
-    if all("positions" in run for run in runs):
+    if all(map(_has_nuclei, runs)):
         paths = [unwrap(run["positions"].load(), run["cell"].values).values for run in runs]
         found = [TrackedNuclei(x, np.ones(x.shape[:2], dtype=bool)) for x in paths]
-    elif "positions" in training and len(np.unique(training["numbers"].values)) == 1:
+    elif _has_nuclei(training) and len(np.unique(training["numbers"].values)) == 1:
         filter, count = NucleiFilter.fit(training), training.sizes["atom"]
         found = [
             track_nuclei(_stream(x["density"]), x["cell"].values, count, filter, progress=False)
