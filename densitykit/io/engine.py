@@ -14,7 +14,6 @@ from xarray.backends import BackendEntrypoint
 from densitykit.errors import TrajectoryError
 from densitykit.io.formats import Reading, format_of, read_frames
 from densitykit.io.schema import schema_for
-from densitykit.io.store import plain_attributes
 
 __all__ = ["DensityFiles"]
 
@@ -33,30 +32,23 @@ class DensityFiles(BackendEntrypoint):
         reading: Reading | None = None,
     ) -> xr.Dataset:
         """Read a file; see `densitykit.io.formats.iter_frames`."""
-        frames, schema = read_frames(filename_or_obj, reading), schema_for(3)
-        values = {n: np.stack([getattr(f, n) for f in frames]) for n in ("density", "positions")}
-        if all(frame.magnetization is not None for frame in frames):
-            values["magnetization"] = np.stack([frame.magnetization for frame in frames])
-        cells = np.stack([frame.cell for frame in frames])
-        values |= {"numbers": frames[0].numbers, "cell": cells}
-        dims = {name: schema[name].dims for name in values}
-        if np.allclose(cells, cells[0]):
-            values["cell"] = cells[0]
-        else:
-            dims["cell"] = ("time", *dims["cell"])
-        ds = xr.Dataset({name: (dims[name], value) for name, value in values.items()})
-        for name in values:
-            unit, text = schema[name].units, schema[name].long_name
-            ds[name].attrs = plain_attributes({"units": unit, "long_name": text})
-        dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or []
-        return ds.drop_vars(dropped, errors="ignore")
+        frames = read_frames(filename_or_obj, reading)
+        names = ["density", "positions", "cell"]
+        names += ["magnetization"] if frames[0].magnetization is not None else []
+        values = {name: np.stack([getattr(frame, name) for frame in frames]) for name in names}
+        if np.allclose(values["cell"], values["cell"][0]):
+            values["cell"] = values["cell"][0]
+        values["numbers"] = frames[0].numbers
+        ds = xr.Dataset()
+        for name, array in values.items():
+            dims, unit, text = schema_for(3)[name]
+            dims = dims if array.ndim == len(dims) else ("time", *dims)
+            ds[name] = (dims, array, {"units": unit, "long_name": text})
+        return ds.drop_vars(drop_variables or [], errors="ignore")
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Whether the name is that of a density file."""
-        if (
-            not isinstance(filename_or_obj, str | os.PathLike)
-            or str(filename_or_obj)[-3:] == ".nc"
-        ):
+        if not isinstance(filename_or_obj, str | os.PathLike):
             return False
         try:
             return bool(format_of(Path(filename_or_obj)))

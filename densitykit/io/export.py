@@ -14,7 +14,6 @@ from densitykit.io.formats.text import PACKED
 from densitykit.io.formats.vasp import write_vasp
 from densitykit.io.formats.xsf import write_xsf
 from densitykit.io.store import PathLike
-from densitykit.io.writer import copy_frames, create_trajectory
 
 __all__ = ["export_frame"]
 
@@ -46,7 +45,13 @@ def export_frame(run: xr.Dataset, frame: int, path: PathLike) -> None:
             f"{path}: no frame {frame}; choose from 0 to {run.sizes['time'] - 1}"
         )
     if path.suffix.lower() == ".zarr":
-        _write_store(run.isel(time=[frame]), path)
+        attrs = {name: value for name, value in run.attrs.items() if "split" not in name}
+        one = run.isel(time=[frame]).drop_encoding()
+        one.attrs = attrs
+        try:
+            one.to_zarr(path, mode="w-", zarr_format=3, consolidated=False)
+        except OSError as error:
+            raise TrajectoryError(f"{path}: {error}; choose another path") from error
         return
     if path.suffix.lower() in PACKED:
         raise TrajectoryError(f"{path}: packed; drop {path.suffix}, and pack it afterwards")
@@ -78,23 +83,3 @@ def _frame(run: xr.Dataset, frame: int, path: Path) -> Frame:
     spin = one["magnetization"].values.astype(float) if "magnetization" in one else None
     valence = one["valence_charge"].values if "valence_charge" in one else None
     return Frame(density, cell, one["numbers"].values, wrapped, spin, valence)
-
-
-def _write_store(run: xr.Dataset, path: Path) -> None:
-    cell = run["cell"].values
-    attrs = {k: v for k, v in run.attrs.items() if k not in ("schema_version", "splits", "split")}
-    names = ("quantity", "keepbits", "resolution", "allow_negative")
-    options = {name: run["density"].attrs[name] for name in names if name in run["density"].attrs}
-    for name, variable in (("numbers", "numbers"), ("valence_charges", "valence_charge")):
-        options |= {name: run[variable].values} if variable in run else {}
-    writer = create_trajectory(
-        path,
-        n_frames=run.sizes["time"],
-        grid=run["density"].shape[1:],
-        cell=cell if cell.ndim == 2 else None,
-        magnetization="magnetization" in run,
-        pbc=run["pbc"].values if "pbc" in run else True,
-        attrs=attrs,
-        **options,
-    )
-    copy_frames(run, writer, progress=False)

@@ -65,6 +65,7 @@ from densitykit.io.store import (
 
 __all__ = ["TrajectoryWriter", "copy_frames", "create_trajectory"]
 
+FIELDS = ("density", "magnetization")  # on the grid
 QUANTITIES = ("valence", "total", "core", "pseudo")
 CODECS = {
     "lossless": BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
@@ -143,7 +144,10 @@ def create_trajectory(
         `keepbits` is not in 0..23.
     """
     path = Path(path)
-    _claim(path, overwrite)
+    recover(path)
+    if path.exists() and not (overwrite and (path / "density").is_dir()):
+        fix = "pass overwrite=True to replace a trajectory, or choose another path"
+        raise fault(path, "store", "the path already exists", fix)
     if n_frames < 1 or codec not in CODECS or quantity not in QUANTITIES:
         problem = f"n_frames={n_frames}, codec={codec!r}, quantity={quantity!r}"
         fix = f"use n_frames > 0, a codec of {list(CODECS)} and a quantity of {QUANTITIES}"
@@ -173,14 +177,6 @@ def create_trajectory(
         group[name][:] = values
     swap(path)
     return TrajectoryWriter(path)
-
-
-def _claim(path: Path, overwrite: bool) -> None:
-    """Refuse a path that is taken; never delete what is not a single trajectory."""
-    recover(path)
-    if path.exists() and not (overwrite and (path / "density").is_dir()):
-        fix = "pass overwrite=True to replace a trajectory, or choose another path"
-        raise fault(path, "store", "the path already exists", fix)
 
 
 def checked_cell(path: Path, cell: ArrayLike, n_dim: int) -> NDArray[np.float64]:
@@ -244,7 +240,7 @@ def allocate(
     dims = ("time", *variable.dims) if name == "cell" and moving_cell else variable.dims
     if not sizes.keys() >= set(dims):
         return
-    field, shape = name in ("density", "magnetization"), tuple(sizes[dim] for dim in dims)
+    field, shape = name in FIELDS, tuple(sizes[dim] for dim in dims)
     dtype = {"numbers": "int64", "pbc": "bool"}.get(name, "float32" if field else "float64")
     attributes = {"units": variable.units, "long_name": variable.long_name}
     if name == "density":
@@ -306,10 +302,10 @@ class TrajectoryWriter:
         self.n_frames = self._density.shape[0]
 
     @property
-    def fields(self) -> list[str]:
-        """What `append` takes, by name."""
-        per_frame = (n for n, a in self._arrays.items() if "time" in a.metadata.dimension_names)
-        return [name for name in per_frame if name != "n_electrons"]
+    def fields(self) -> set[str]:
+        """What `append` takes beside the time, by name."""
+        per_frame = {n for n, a in self._arrays.items() if "time" in a.metadata.dimension_names}
+        return per_frame - {"n_electrons", "time"}
 
     @property
     def last_time(self) -> float:
@@ -321,20 +317,7 @@ class TrajectoryWriter:
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def append(
-        self,
-        density: ArrayLike,
-        time: float,
-        positions: ArrayLike | None = None,
-        velocities: ArrayLike | None = None,
-        forces: ArrayLike | None = None,
-        energy: float = np.nan,
-        temperature: float = np.nan,
-        *,
-        cell: ArrayLike | None = None,
-        magnetization: ArrayLike | None = None,
-        **extra: float,
-    ) -> int:
+    def append(self, density: ArrayLike, time: float, **values: Any) -> int:
         """Write and commit one frame. Nothing is written if any of the input is bad.
 
         Parameters
@@ -343,16 +326,9 @@ class TrajectoryWriter:
             angstrom**-d, shape `grid`, finite and non-negative; stored as float32.
         time
             fs, later than the last committed frame.
-        positions, velocities, forces
-            angstrom, angstrom/fs and eV/angstrom, shape (atom, cartesian).
-        energy, temperature
-            eV and K.
-        cell
-            Of this frame, angstrom, where the cell moves.
-        magnetization
-            angstrom**-d, shape `grid`, where the store has room for it.
-        **extra
-            Values of the `extra_scalars` that the store was created with.
+        **values
+            Of the other variables with one value per frame, by name: `positions`, `velocities`,
+            `forces`, `energy`, `temperature`, `cell` where it moves, ... None: unknown.
 
         Returns
         -------
@@ -368,93 +344,63 @@ class TrajectoryWriter:
         if frame >= self.n_frames:
             fix = "make room with extend_trajectory(path, n_frames), then open a new writer"
             raise fault(self.path, "time", f"the store is full, n_frames={frame}", fix)
-        given = {"time": time, "energy": energy, "temperature": temperature, **extra}
-        scalars = self._checked_scalars(given)
-        arrays = {"density": self._checked_field("density", density)}
-        if magnetization is not None or "magnetization" in self._arrays:
-            arrays["magnetization"] = self._checked_field("magnetization", magnetization)
-        given = {"positions": positions, "velocities": velocities, "forces": forces}
-        arrays |= self._checked_atoms(given)
-        of_frame = self._checked_cell(cell)
-        arrays |= {} if of_frame is self._cell else {"cell": of_frame}
-        volume = abs(np.linalg.det(of_frame))
+        given = {n: v for n, v in values.items() if v is not None} | {"density": density}
+        for name in given.keys() - self.fields:
+            fix = "drop it, or make room for it in create_trajectory"
+            raise fault(self.path, name, "the store has no such variable per frame", fix)
+        arrays = self.fields - self._scalars.keys()
+        arrays = {name: self._checked(name, given.pop(name, None)) for name in arrays}
+        scalars = self._checked_scalars(given, time)
+        volume = abs(np.linalg.det(arrays.get("cell", self._cell)))
         scalars["n_electrons"] = volume * float(arrays["density"].mean(dtype=np.float64))
-        for name, values in arrays.items():
-            self._arrays[name][frame] = values
-        scalars["time"] = scalars.pop("time")  # the commit mark goes last
-        for name, value in scalars.items():
+        for name, array in arrays.items():
+            self._arrays[name][frame] = array
+        for name, value in (scalars | {"time": time}).items():  # the commit mark goes last
             if not np.isnan([value, self._scalars[name][frame]]).all():  # NaN is there already
                 self._arrays[name][frame] = self._scalars[name][frame] = value
         self.n_committed += 1
         return frame
 
-    def _checked_scalars(self, given: Mapping[str, float]) -> dict[str, float]:
-        """Return one finite number or NaN for every variable with one value per frame."""
-        names = [name for name in self._scalars if name != "n_electrons"]
-        given = {name: float(value) for name, value in given.items()}
-        for name, value in given.items():
-            if name not in names and not np.isnan(value):
-                fix = f"use one of {names}, or name it in extra_scalars of create_trajectory"
-                raise fault(self.path, name, "the store has no such variable", fix)
+    def _checked_scalars(self, given: Mapping[str, Any], time: float) -> dict[str, float]:
+        """Return a number, or NaN, for every variable with one value per frame but the time."""
+        # all of them, so that a value of an earlier, half-written frame does not survive
+        values = dict.fromkeys(self._scalars.keys() - {"n_electrons", "time"}, np.nan)
+        values |= {name: float(value) for name, value in given.items()}
+        for name, value in (values | {"time": float(time)}).items():
             if np.isinf(value) or (name == "time" and np.isnan(value)):
                 raise fault(self.path, name, f"the value is {value}", "pass a finite number")
-        if given["time"] <= self.last_time:
-            problem = f"{given['time']} fs is not later than the last frame at {self.last_time} fs"
+        if time <= self.last_time:
+            problem = f"{time} fs is not later than the last frame at {self.last_time} fs"
             raise fault(self.path, "time", problem, "pass increasing times")
-        # all of them, so that a value of an earlier, half-written frame does not survive
-        return dict.fromkeys(names, np.nan) | {n: v for n, v in given.items() if n in names}
+        return values
 
-    def _checked_cell(self, cell: ArrayLike | None) -> NDArray[np.float64]:
-        """Return the cell of the frame to come."""
-        if (cell is None) != (self._cell is not None):
-            problem = "the cell is constant" if cell is not None else "each frame has its own"
-            fix = "use cell=None in create_trajectory and give it with each frame, or do neither"
-            raise fault(self.path, "cell", problem, fix)
-        return (
-            self._cell if cell is None else checked_cell(self.path, cell, self._density.ndim - 1)
-        )
-
-    def _checked_field(self, name: str, field: ArrayLike | None) -> NDArray[np.float32]:
-        """Return values on the grid as they will be stored."""
-        if name not in self._arrays:
-            fix = "drop the argument, or create the store with magnetization=True"
-            raise fault(self.path, name, "the store has no such variable", fix)
-        if field is None:
-            return np.full(self._density.shape[1:], np.nan, np.float32)
+    def _checked(self, name: str, values: ArrayLike | None) -> NDArray:
+        """Return the values of one variable as they will be stored; NaN where none are given."""
+        array = self._arrays[name]
+        shape, n_dim = array.shape[1:], self._density.ndim - 1
+        if name == "cell":
+            return checked_cell(self.path, np.nan if values is None else values, n_dim)
+        if values is None:
+            return np.full(shape, np.nan, array.dtype)
         with np.errstate(over="ignore"):  # beyond float32 becomes inf, reported below
-            values = np.asarray(field).astype(np.float32)
-        if values.shape != self._density.shape[1:]:
-            problem = f"the shape is {values.shape}, not {self._density.shape[1:]}"
-            raise fault(self.path, name, problem, "resample it onto the grid of the store")
+            values = np.asarray(values).astype(array.dtype)
+        if values.shape != shape:
+            fix = "use the grid and the atoms of the store"
+            raise fault(self.path, name, f"the shape is {values.shape}, not {shape}", fix)
         if not np.isfinite(values).all():
             problem = f"{np.count_nonzero(~np.isfinite(values))} values are not finite"
-            raise fault(self.path, name, problem, "pass finite values, within float32")
-        signed = name == "magnetization" or self._density.attrs.get("allow_negative", False)
-        if values.min() < 0 and not signed:
+            raise fault(self.path, name, problem, f"pass finite values, within {array.dtype}")
+        if name not in FIELDS:
+            return values
+        keepbits, step, signed = map(
+            self._density.attrs.get, ("keepbits", "resolution", "allow_negative")
+        )
+        if name == "density" and not signed and values.min() < 0:
             problem = f"{np.count_nonzero(values < 0)} values are negative, down to {values.min()}"
             fix = "clip them knowingly (--clip), or create the store with allow_negative=True"
             raise fault(self.path, name, problem, fix)
-        keepbits, step = map(self._density.attrs.get, ("keepbits", "resolution"))
         values = values if keepbits is None else bit_round(values, keepbits)
         return values if step is None else np.round(values / step).astype(np.float32) * step
-
-    def _checked_atoms(self, given: Mapping[str, ArrayLike | None]) -> dict[str, NDArray]:
-        """Return the per-atom arrays in float64; NaN for those not given."""
-        checked = {}
-        for name, values in given.items():
-            if name not in self._arrays:
-                if values is not None:
-                    fix = "drop the argument, or create the store with numbers"
-                    raise fault(self.path, name, "the store has no atoms", fix)
-                continue
-            shape = self._arrays[name].shape[1:]
-            checked[name] = np.full(shape, np.nan) if values is None else np.asarray(values, float)
-            if checked[name].shape != shape:
-                problem = f"the shape is {checked[name].shape}, not {shape}"
-                raise fault(self.path, name, problem, "pass one row per atom of the store")
-            if values is not None and not np.isfinite(checked[name]).all():
-                raise fault(self.path, name, "not all values are finite", "pass finite values")
-        return checked
 
 
 def copy_frames(run: xr.Dataset, writer: TrajectoryWriter, *, progress: bool = True) -> None:
@@ -474,7 +420,7 @@ def copy_frames(run: xr.Dataset, writer: TrajectoryWriter, *, progress: bool = T
     TrajectoryError
         As `TrajectoryWriter.append`.
     """
-    names = [name for name in writer.fields if name in run.variables]
+    names = (writer.fields | {"time"}) & set(run.variables)
     frames = range(writer.n_committed, run.sizes["time"])
     for i in progress_bar(frames, f"copying to {writer.path.name}", disable=not progress):
         values = {name: run[name][i].values for name in names}

@@ -223,12 +223,12 @@ def test_a_cell_for_each_frame(tmp_path: Path) -> None:
 def test_a_cell_that_begins_to_move(mock_trajectory: Make, mock_density: Callable) -> None:
     path = mock_trajectory(n_committed=2)
     writer = free_cell(path)
-    with pytest.raises(TrajectoryError, match="cell: each frame has its own"):
+    with pytest.raises(TrajectoryError, match="cell: .*nan.* spans no cell"):
         writer.append(mock_density(4.0), 4.0)
     writer.append(mock_density(4.0), 4.0, cell=6.3)
     edges = open_trajectory(path)["cell"].values[:, [0, 1, 2], [0, 1, 2]]
     np.testing.assert_allclose(edges, [[6] * 3, [6] * 3, [6.3] * 3])
-    with pytest.raises(TrajectoryError, match="cell: the cell is constant"):
+    with pytest.raises(TrajectoryError, match="cell: the store has no such variable"):
         TrajectoryWriter(mock_trajectory("b.zarr", n_committed=0)).append(
             mock_density(0.0), 0.0, cell=6.0
         )
@@ -382,7 +382,7 @@ def test_bad_frame_writes_nothing(mock_trajectory: Make, case: str) -> None:
 def test_full_store_and_missing_atoms(mock_trajectory: Make) -> None:
     path = mock_trajectory(n_atoms=0, n_committed=7)
     writer = TrajectoryWriter(path)
-    with pytest.raises(TrajectoryError, match="positions: the store has no atoms; drop"):
+    with pytest.raises(TrajectoryError, match="positions: the store has no such variable per frame; drop"):
         writer.append(np.ones((8, 8, 8)), 14.0, positions=np.zeros((4, 3)))
     writer.append(np.ones((8, 8, 8)), 14.0)
     with pytest.raises(TrajectoryError, match="the store is full, n_frames=8; make room with"):
