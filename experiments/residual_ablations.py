@@ -1,4 +1,4 @@
-r"""What a residual net needs: memory, noise on it, steps in a row, width, time step, sight.
+r"""What a residual net needs: memory, noise on it, steps in a row, width, time step, reach.
 
 In the emulator of `densitykit.models.nuclear` the density of given nuclei is a superposition and
 what a net adds to it, which sees what it has added before. Given the path of the nuclei, that net
@@ -93,9 +93,9 @@ RESIDUALS = {
     "steps of 6 fs": Residual(horizon=6.0),
     "steps of 24 fs": Residual(horizon=24.0),
     "norm at each point": Residual(kind=PointwiseNet),
-    "short sight": Residual(net=SHORT),
-    "short sight, norm at each point": Residual(net=SHORT, kind=PointwiseNet),
-    "short sight, no memory": Residual(net=SHORT, kind=ForgetfulNet),
+    "small receptive field": Residual(net=SHORT),
+    "small receptive field, norm at each point": Residual(net=SHORT, kind=PointwiseNet),
+    "small receptive field, no memory": Residual(net=SHORT, kind=ForgetfulNet),
     "twice as wide": Residual(net=SMALL | {"widths": (48, 96)}),
 }
 COLUMNS = ["variant", "seed", "steps", "metric", "value"]

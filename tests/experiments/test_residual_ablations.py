@@ -76,7 +76,9 @@ def test_a_forgetful_net_knows_nothing_of_its_memory() -> None:
     assert not torch.equal(drawn, net(base, 2 * before, e))
 
 
-@pytest.mark.parametrize("name", ["short sight, norm at each point", "short sight", "small net"])
+@pytest.mark.parametrize(
+    "name", ["small receptive field, norm at each point", "short sight", "small net"]
+)
 def test_how_far_a_net_sees(name) -> None:
     """Noise half an edge away: six convolutions on patches of two do not reach it."""
     torch.manual_seed(0)
@@ -89,7 +91,7 @@ def test_how_far_a_net_sees(name) -> None:
     far[:, 16] += 1.0
     change = abs(net(far, before, e) - net(base, before, e)).amax(dim=(0, 2, 3))
     assert change[16] > 1e-3
-    assert (change[:2].max() < 1e-5) == (name == "short sight, norm at each point")
+    assert (change[:2].max() < 1e-5) == (name == "small receptive field, norm at each point")
 
 
 def test_other_models_have_no_residual_net(short: None, tmp_path: Path) -> None:
