@@ -77,7 +77,7 @@ def test_a_forgetful_net_knows_nothing_of_its_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["small receptive field, norm at each point", "short sight", "small net"]
+    "name", ["small receptive field, norm at each point", "small receptive field", "small net"]
 )
 def test_how_far_a_net_sees(name) -> None:
     """Noise half an edge away: six convolutions on patches of two do not reach it."""
