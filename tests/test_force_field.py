@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from made_up import made_up_run
 from numpy.polynomial.chebyshev import chebval
 
 from densitykit.errors import ShapeError, TrajectoryError
-from densitykit.models.nuclear.force_field import LinearForceField, fit_force_field
+from densitykit.models.nuclear.force_field import (
+    LinearForceField,
+    fit_force_field,
+    species_in,
+)
 
 CUBE = torch.diag(torch.full((3,), 6.0, dtype=torch.float64))
 SKEW = torch.tensor([[6.0, 0.0, 0.0], [1.5, 5.5, 0.0], [-1.0, 0.8, 6.5]]).double()
@@ -210,9 +215,97 @@ def test_a_batch_is_its_members() -> None:
 def test_forces_are_linear_in_the_coefficients() -> None:
     field, x = force_field(), nuclei()
     a, b = field.coefficients, force_field(seed=1).coefficients
-    expected = 2 * field.forces(x, CUBE) - 3 * field.forces(x, CUBE, b)
-    same(field.forces(x, CUBE, 2 * a - 3 * b), expected)
+    expected = 2 * field.forces(x, CUBE) - 3 * field.forces(x, CUBE, None, b)
+    same(field.forces(x, CUBE, None, 2 * a - 3 * b), expected)
     assert not LinearForceField().forces(x, CUBE).any()
+
+
+# --- several species -------------------------------------------------------------------------
+
+SALT = torch.tensor([11, 17, 17, 11, 17])
+
+
+def salt_field(cutoff: float = 5.0, **arguments) -> LinearForceField:
+    return force_field(cutoff, species=(11, 17), radial=2, degree=2, pair=3, **arguments)
+
+
+@CELLS
+def test_energy_of_two_species_by_hand(cell) -> None:
+    """A pair has the coefficients of its two species, a power spectrum those of its centre."""
+    field = salt_field()
+    x, c = nuclei(cell)[0].numpy(), field.coefficients.numpy()
+    images = np.array(list(product((-2, -1, 0, 1, 2), repeat=3))) @ cell.numpy()
+    kind, pairs = (SALT == 17).long().numpy(), {(0, 0): 0, (0, 1): 1, (1, 0): 1, (1, 1): 2}
+    couples, energy = list(combinations_with_replacement(range(4), 2)), 0.0
+    for i in range(len(x)):
+        v = (x[None] - x[i] + images[:, None]).reshape(-1, 3)
+        r, other = np.linalg.norm(v, axis=1), np.tile(kind, len(images))
+        v, other, r = (y[(r > 1e-6) & (r < 5.0)] for y in (v, other, r))
+        scaled = 2 * (r - field.closest) / (5.0 - field.closest) - 1
+        cut = np.cos(np.pi * r / 10.0) ** 4
+        g = np.stack([chebval(scaled, row) * cut for row in np.eye(3)])
+        for k, o in enumerate(other):
+            first = 3 * pairs[kind[i], o]
+            energy += c[first : first + 3] @ g[:, k]
+        channels = np.concatenate([g[:2] * (other == s) for s in (0, 1)])
+        cosine = (v @ v.T) / np.outer(r, r)
+        for k, (l, (n, m)) in enumerate(product(range(3), couples)):
+            place = 9 + kind[i] * 3 * len(couples) + k
+            energy += c[place] * channels[n] @ cosine**l @ channels[m]
+    assert field.energy(nuclei(cell), cell, SALT).item() == pytest.approx(energy, rel=1e-10)
+
+
+@CELLS
+def test_forces_of_two_species_are_the_gradient(cell) -> None:
+    field, x = salt_field(), nuclei(cell, batch=2).requires_grad_()
+    (gradient,) = torch.autograd.grad(field.energy(x, cell, SALT).sum(), x)
+    same(field.forces(x.detach(), cell, SALT), -gradient)
+
+
+def test_species_follow_their_atoms() -> None:
+    """Reordered alike, forces are reordered; exchanged species feel something else."""
+    field, x, order = salt_field(), nuclei(SKEW), [3, 0, 4, 2, 1]
+    forces = field.forces(x, SKEW, SALT)
+    same(field.forces(x[:, order], SKEW, SALT[order]), forces[:, order])
+    assert (field.forces(x, SKEW, 28 - SALT) - forces).abs().max() > 0.1
+
+
+def test_a_cell_for_each_member() -> None:
+    field, x = salt_field(), torch.cat([nuclei(CUBE), nuclei(SKEW)])
+    cells = torch.stack([CUBE, SKEW])
+    forces, pressure = field.forces(x, cells, SALT), field.pressure(x, cells, SALT)
+    for k in range(2):
+        same(forces[k], field.forces(x[k : k + 1], cells[k], SALT)[0])
+        expected = field.pressure(x[k : k + 1], cells[k], SALT)[0]
+        same(216 * pressure[k], 216 * expected, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["sodium", "nacl", "hexagonal"])
+def test_a_fit_to_made_up_runs(name) -> None:
+    """Forces of a known field in place of the stored ones; species from the run."""
+    run = made_up_run(name)
+    truth = force_field(5.0, species=species_in(run), radial=2, degree=1, pair=4)
+    x, cell, numbers = (torch.from_numpy(run[k].values) for k in ("positions", "cell", "numbers"))
+    run = run.assign(forces=(run.forces.dims, truth.forces(x, cell, numbers).numpy()))
+    options = {"cutoff": 5.0, "radial": 2, "degree": 1, "pair": 4}
+    fitted = fit_force_field(run, every=2, ridge=1e-13, progress=False, **options)
+    assert fitted.species == truth.species == tuple(sorted(set(numbers.tolist())))
+    later = x[1::2]
+    expected = truth.forces(later, cell, numbers)
+    same(fitted.forces(later, cell, numbers), expected, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        (None, "5 atoms and no atomic numbers"),
+        (SALT[:4], "5 atoms and 4 atomic numbers"),
+        (torch.tensor([11, 17, 19, 11, 17]), r"\[11, 17, 19\] in the data, \[11, 17\] in the"),
+    ],
+)
+def test_other_species_are_refused(numbers, words) -> None:
+    with pytest.raises(ShapeError, match=words):
+        salt_field().forces(nuclei(), CUBE, numbers)
 
 
 # --- the fit ---------------------------------------------------------------------------------
@@ -302,6 +395,8 @@ def test_pressure_of_a_cluster_is_its_virial() -> None:
         {"radial": 0},
         {"radial": 5, "pair": 4},
         {"degree": -1},
+        {"species": (11, 11)},
+        {"species": ()},
     ],
 )
 def test_arguments_that_make_no_field(arguments) -> None:
@@ -313,7 +408,7 @@ def test_arguments_that_make_no_field(arguments) -> None:
 
 @pytest.mark.parametrize(
     ("positions", "cell"),
-    [((5, 3), (3, 3)), ((1, 5, 2), (3, 3)), ((1, 5, 3), (3,)), ((1, 5, 3), (1, 3, 3))],
+    [((5, 3), (3, 3)), ((1, 5, 2), (3, 3)), ((1, 5, 3), (3,)), ((1, 5, 3), (2, 3, 3))],
 )
 @pytest.mark.parametrize("method", ["energy", "forces"])
 def test_wrong_shapes(method, positions, cell) -> None:

@@ -1,4 +1,4 @@
-"""Superpositions of pieces against Gaussians, whose sums and form factors are known."""
+"""Superpositions of atomic contributions against Gaussians, whose form factors are known."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from made_up import CHARGES, WIDTHS, made_up_run
 
 from densitykit.cells import wave_vectors
 from densitykit.errors import ShapeError, TrajectoryError
@@ -25,11 +26,11 @@ WIDTH = 0.7  # angstrom, of a Gaussian
 CELLS = pytest.mark.parametrize("cell", [CUBE, SKEW], ids=["cubic", "triclinic"])
 
 
-def gaussians(places, cell=CUBE, charge=1.0, shape=SHAPE) -> np.ndarray:
+def gaussians(positions, cell=CUBE, charge=1.0, shape=SHAPE) -> np.ndarray:
     """Sum over nuclei (N, 3) and their images, point by point."""
     points = np.stack(np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij"), axis=-1)
     density = np.zeros(shape)
-    for s in places @ np.linalg.inv(cell):
+    for s in positions @ np.linalg.inv(cell):
         for image in product((-1, 0, 1), repeat=3):
             r2 = np.square(((points - s + 0.5) % 1.0 - 0.5 + image) @ cell).sum(axis=-1)
             density += np.exp(-r2 / (2 * WIDTH**2))
@@ -38,12 +39,12 @@ def gaussians(places, cell=CUBE, charge=1.0, shape=SHAPE) -> np.ndarray:
 
 def run_of(cell=CUBE, charge=1.0, frames=4, shape=SHAPE) -> xr.Dataset:
     """Four nuclei somewhere, again and again."""
-    places = np.random.default_rng(0).random((frames, 4, 3)) @ cell
-    density = np.stack([gaussians(x, cell, charge, shape) for x in places])
+    positions = np.random.default_rng(0).random((frames, 4, 3)) @ cell
+    density = np.stack([gaussians(x, cell, charge, shape) for x in positions])
     run = xr.Dataset(
         {
             "density": (("time", "x", "y", "z"), density),
-            "positions": (("time", "atom", "cartesian"), places),
+            "positions": (("time", "atom", "cartesian"), positions),
             "cell": (("vector", "cartesian"), cell),
         }
     )
@@ -90,14 +91,14 @@ def test_structure_factors_are_the_direct_sum(shape) -> None:
 
 
 @CELLS
-def test_gaussian_pieces_are_recovered(cell) -> None:
+def test_gaussian_contributions_are_recovered(cell) -> None:
     """Best where waves are close; a spline spans the gap below the first."""
     model = fit_superposition(run_of(cell), every=1)
     x = nuclei(cell)
-    expected = np.stack([gaussians(places, cell) for places in x.numpy()])
+    expected = np.stack([gaussians(positions, cell) for positions in x.numpy()])
     assert np.abs(drawn(model, x, cell) - expected).max() < 5e-4 * expected.max()
     q = np.linspace(0, 5, 100)
-    error = np.abs(model.form_factor(q) - np.exp(-((q * WIDTH) ** 2) / 2))
+    error = np.abs(model.form_factors(q)[0] - np.exp(-((q * WIDTH) ** 2) / 2))
     assert error.max() < 3e-3 and error[q > 2].max() < 2e-4
 
 
@@ -109,21 +110,21 @@ def test_gaps_between_the_last_waves_are_bridged(points) -> None:
     assert model.weights.isfinite().all()
     q = np.linspace(0, float(model.knots[-1]), 200)
     exact = np.exp(-((q * WIDTH) ** 2) / 2)
-    np.testing.assert_allclose(model.form_factor(q), exact, rtol=0, atol=0.01)
+    np.testing.assert_allclose(model.form_factors(q)[0], exact, rtol=0, atol=0.01)
 
 
 def test_the_form_factor_is_even_and_ends(fitted) -> None:
     q = np.linspace(0, 5, 20)
-    np.testing.assert_allclose(fitted.form_factor(-q), fitted.form_factor(q), atol=1e-6)
+    np.testing.assert_allclose(fitted.form_factors(-q)[0], fitted.form_factors(q)[0], atol=1e-6)
     longest = np.linalg.norm(wave_vectors(SHAPE, CUBE)[:9, :9, :9], axis=-1).max()
-    inside, beyond = fitted.form_factor(np.array([longest - 0.01, longest + 0.01]))
+    inside, beyond = fitted.form_factors(np.array([longest - 0.01, longest + 0.01]))[0]
     assert inside != 0 and beyond == 0
 
 
 @pytest.mark.parametrize("charge", [1.0, 3.0])
 def test_electrons_are_counted(charge) -> None:
     """The form factor at q = 0 is given, not fitted: the count is that of no run."""
-    model = fit_superposition(run_of(charge=charge), every=1, charge=charge)
+    model = fit_superposition(run_of(charge=charge), every=1, charges={0: charge})
     counts = n_electrons(drawn(model, nuclei(batch=8)), CUBE)
     np.testing.assert_allclose(counts, 4 * charge, rtol=1e-8)
     assert np.ptp(counts) < 1e-12 * charge
@@ -131,11 +132,11 @@ def test_electrons_are_counted(charge) -> None:
 
 def test_the_charge_is_given_not_fitted(run) -> None:
     """Another one than the run's bends the form factor at the first waves only."""
-    model = fit_superposition(run, every=1, charge=1.1)
-    assert model.form_factor(np.zeros(1))[0] == pytest.approx(1.1, rel=1e-6)
+    model = fit_superposition(run, every=1, charges={0: 1.1})
+    assert model.charges[0].item() == pytest.approx(1.1, rel=1e-6)
     q = np.linspace(2, 5, 20)
     exact = np.exp(-((q * WIDTH) ** 2) / 2)
-    np.testing.assert_allclose(model.form_factor(q), exact, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(model.form_factors(q)[0], exact, rtol=0, atol=2e-3)
 
 
 def test_a_fit_takes_every_so_many_frames(run) -> None:
@@ -144,6 +145,46 @@ def test_a_fit_takes_every_so_many_frames(run) -> None:
     other["density"][1::2] = 7.0
     found = fit_superposition(other, every=2)
     torch.testing.assert_close(found.weights, expected.weights, rtol=0, atol=0)
+
+
+# --- several species -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["nacl", "hexagonal"])
+def test_each_species_has_its_form_factor(name) -> None:
+    """Gaussians of other charges and widths are told apart, in any cell."""
+    run = made_up_run(name)
+    model = fit_superposition(run, every=1)
+    species = sorted(set(run.numbers.values.tolist()))
+    assert model.species == tuple(species)
+    numbers, cell = (torch.from_numpy(run[k].values) for k in ("numbers", "cell"))
+    later = made_up_run(name, 3, seed=1)
+    x, truth = torch.from_numpy(later.positions.values), later.density.values
+    found = model(x, cell, truth.shape[1:], numbers).numpy()
+    assert np.linalg.norm(found - truth) < 2e-3 * np.linalg.norm(truth)
+    order = torch.tensor([1, 0, *range(2, len(numbers))])
+    again = model(x[:, order], cell, truth.shape[1:], numbers[order])
+    np.testing.assert_allclose(again, found, rtol=0, atol=1e-12)
+    number = sum(CHARGES[z] for z in numbers.tolist())
+    counts = n_electrons(found, run.cell.values)
+    np.testing.assert_allclose(counts, number, rtol=1e-7)
+    known = fit_superposition(run, every=1, charges=CHARGES)
+    exact = torch.tensor([CHARGES[z] for z in species], dtype=torch.float64)
+    torch.testing.assert_close(known.charges, exact, rtol=1e-8, atol=0)
+    stored = run.assign(valence_charge=("atom", [CHARGES[z] for z in numbers.tolist()]))
+    torch.testing.assert_close(fit_superposition(stored, every=1).weights, known.weights)
+    q = np.linspace(1.5, 5, 30)
+    for f, z in zip(known.form_factors(q), species, strict=True):
+        gauss = CHARGES[z] * np.exp(-((q * WIDTHS[z]) ** 2) / 2)
+        np.testing.assert_allclose(f, gauss, rtol=0, atol=0.02)
+
+
+def test_a_cell_for_each_member(fitted) -> None:
+    x = torch.cat([nuclei(CUBE, 1), nuclei(SKEW, 1)])
+    cells = torch.from_numpy(np.stack([CUBE, SKEW]))
+    found = fitted(x, cells, SHAPE).numpy()
+    for k, cell in enumerate((CUBE, SKEW)):
+        np.testing.assert_allclose(found[k], drawn(fitted, x[k : k + 1], cell)[0], atol=1e-13)
 
 
 # --- the density -----------------------------------------------------------------------------

@@ -4,23 +4,25 @@ Electrons in their ground state leave the nuclei a potential energy of their own
 as a sum over atoms, linear in invariants of their surroundings (the power spectrum of Bartok et
 al. 2013, in the Cartesian moments of Shapeev 2016):
 
-.. math:: E = \sum_i \Big[\sum_p c_p \sum_j g_p(r_{ij})
-   + \sum_{l,\,n \le n'} c_{lnn'} \sum_{|m| = l} \tbinom{l}{m} A_{inm} A_{in'm}\Big], \qquad
+.. math:: E = \sum_i \Big[\sum_p \sum_j c^{s_i s_j}_p g_p(r_{ij})
+   + \sum_{l,\,n \le n'} c^{s_i}_{lnn'} \sum_{|m| = l} \tbinom{l}{m} A_{inm} A_{in'm}\Big], \quad
    A_{inm} = \sum_j g_n(r_{ij})\, \hat x_{ij}^{m_x} \hat y_{ij}^{m_y} \hat z_{ij}^{m_z} .
 
-The binomial weights make :math:`\sum_m \binom{l}{m} u^m v^m = (u \cdot v)^l`: the second term sees
+:math:`s_i` is the species of atom i; each species of neighbours has its own channels n. The
+binomial weights make :math:`\sum_m \binom{l}{m} u^m v^m = (u \cdot v)^l`: the second term sees
 pairs of neighbours by their distances and the angle between them. Radial functions are Chebyshev
 polynomials times a squared cosine cutoff. Forces are the exact gradient, so energy is conserved;
-they are linear in c, which one least-squares solution finds. Cost grows with the number of atoms.
+they are linear in c, which one least-squares solution finds. Cells are any, and neighbours all
+images within the cutoff (`densitykit.neighbours`): the cost grows with the number of atoms.
 Distances are taken in double precision, all else in that of the module: ``field.float()`` is
 faster where many members move at once, and changes forces by a millionth of an eV/angstrom.
-Lengths are in angstrom, energies in eV, times in fs, masses in dalton; one kind of atoms.
+Lengths are in angstrom, energies in eV.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations_with_replacement, product
 
 import numpy as np
@@ -30,15 +32,56 @@ from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from densitykit.cells import single_cell
 from densitykit.errors import ShapeError, TrajectoryError
+from densitykit.neighbours import neighbour_pairs
 
-__all__ = ["LinearForceField", "as_double", "fit_force_field"]
-
+__all__ = [
+    "LinearForceField",
+    "as_double",
+    "fit_force_field",
+    "numbers_of",
+    "species_in",
+    "species_index",
+]
 
 #: an error of 1 eV an atom counts as much as this many eV/angstrom in a component of a force
 ENERGY_WEIGHT = 30.0
 
 Edges = tuple[Tensor, Tensor, Tensor]
+
+
+def species_index(numbers: Tensor | None, species: Sequence[int], atoms: int) -> Tensor:
+    """Where the atomic number of each atom stands among the species of a model, shape (N,).
+
+    Parameters
+    ----------
+    numbers
+        Shape (N,); None where the model has one species.
+    species
+        Atomic numbers that the model knows, each once.
+    atoms
+        N.
+
+    Raises
+    ------
+    ShapeError
+        If numbers are missing, too few, or not among the species.
+    """
+    if numbers is None and len(species) == 1:
+        return torch.zeros(atoms, dtype=torch.long)
+    if numbers is None or len(numbers) != atoms:
+        raise ShapeError(
+            f"{atoms} atoms and {'no' if numbers is None else len(numbers)} atomic numbers; a "
+            f"model of the species {list(species)} needs one an atom"
+        )
+    match = numbers.cpu()[:, None] == torch.tensor(list(species))
+    if not match.any(dim=1).all():
+        raise ShapeError(
+            f"atomic numbers {sorted(set(numbers.tolist()))} in the data, {list(species)} in the "
+            "model; use a model of this material"
+        )
+    return match.long().argmax(dim=1)
 
 
 class LinearForceField(nn.Module):
@@ -57,6 +100,10 @@ class LinearForceField(nn.Module):
         Largest degree l of the power spectrum.
     pair
         Number of radial functions in the sum over pairs, at least ``radial``.
+    species
+        Atomic numbers, each once; 0 is the one of a run that does not tell.
+
+    Methods take `numbers`, the atomic numbers of the nuclei (N,); one species needs none.
     """
 
     def __init__(
@@ -66,39 +113,56 @@ class LinearForceField(nn.Module):
         radial: int = 6,
         degree: int = 3,
         pair: int = 12,
+        species: Sequence[int] = (0,),
     ) -> None:
         super().__init__()
-        if not 0 < closest < cutoff or not 1 <= radial <= pair or degree < 0:
+        good = 0 < closest < cutoff and 1 <= radial <= pair and degree >= 0
+        if not good or not 0 < len(species) == len(set(species)):
             raise ShapeError(
                 f"no force field with cutoff {cutoff}, closest {closest}, radial {radial}, pair "
-                f"{pair}, degree {degree}; give 0 < closest < cutoff, 1 <= radial <= pair and "
-                "degree >= 0"
+                f"{pair}, degree {degree}, species {list(species)}; give 0 < closest < cutoff, "
+                "1 <= radial <= pair and degree >= 0, and each species once"
             )
         self.cutoff, self.closest, self.pair, self.radial = cutoff, closest, pair, radial
+        self.species = tuple(species)
+        size = len(self.species)
+        self.channels = size * radial
         powers = [m for m in product(range(degree + 1), repeat=3) if sum(m) <= degree]
         powers.sort(key=sum)
         binomial = [math.factorial(sum(m)) / math.prod(map(math.factorial, m)) for m in powers]
-        couples = list(combinations_with_replacement(range(radial), 2))
+        couples = list(combinations_with_replacement(range(self.channels), 2))
         # where the coefficient of (n, n') of degree l stands, shape (l, n, n')
-        place = torch.zeros(degree + 1, radial, radial, dtype=torch.long)
+        position = torch.zeros(degree + 1, self.channels, self.channels, dtype=torch.long)
         for k, (n, n_2) in enumerate(couples):
-            place[:, n, n_2] = place[:, n_2, n] = k + len(couples) * torch.arange(degree + 1)
+            found = k + len(couples) * torch.arange(degree + 1)
+            position[:, n, n_2] = position[:, n_2, n] = found
+        # the same of each species of the centre, after those of all pairs of species
+        power_terms, pair_terms = (degree + 1) * len(couples), size * (size + 1) // 2 * pair
+        starts = pair_terms + power_terms * torch.arange(size)
+        which = torch.zeros(size, size, dtype=torch.long)
+        for k, (a, b) in enumerate(combinations_with_replacement(range(size), 2)):
+            which[a, b] = which[b, a] = k
         constants = {
             "powers": torch.tensor(powers),
             "binomial": torch.tensor(binomial).double(),
-            "place": place[[sum(m) for m in powers]] + pair,
+            "position": position[[sum(m) for m in powers]] + starts.reshape(-1, 1, 1, 1),
+            "which": which,
             "parity": torch.tensor([(-1.0) ** sum(m) for m in powers]).double(),  # of x -> -x
             "slopes": _slopes(powers),
-            "sums": torch.eye(4).double().repeat_interleave(radial, dim=0),
+            "sums": torch.eye(4).double().repeat_interleave(self.channels, dim=0),
             "chebyshev": _chebyshev(pair, 2 / (cutoff - closest)),
         }
         for name, values in constants.items():
             self.register_buffer(name, values, persistent=False)
-        count = pair + (degree + 1) * len(couples)
+        count = pair_terms + size * power_terms
         self.register_buffer("coefficients", torch.zeros(count, dtype=torch.float64))
 
     def energy(
-        self, positions: Tensor, cell: Tensor, coefficients: Tensor | None = None
+        self,
+        positions: Tensor,
+        cell: Tensor,
+        numbers: Tensor | None = None,
+        coefficients: Tensor | None = None,
     ) -> Tensor:
         """Potential energy in eV, shape (B,), up to a constant.
 
@@ -107,64 +171,86 @@ class LinearForceField(nn.Module):
         positions
             Shape (B, N, 3) in angstrom, wrapped or not.
         cell
-            Lattice vectors as rows, shape (3, 3), in angstrom.
+            Lattice vectors as rows, shape (3, 3) or (B, 3, 3), in angstrom.
+        numbers
+            Atomic numbers, shape (N,).
         coefficients
             Other ones than the fitted, shape (feature,); it is linear in them.
         """
         c = self.coefficients if coefficients is None else coefficients
         i, j, v = self._edges(positions, cell)
+        kinds = self._kinds(positions, numbers)
         v = v.to(self.coefficients)
         r = v.norm(dim=1)
         g, y = self._radial(r)[0], self._angular(v / r[:, None])
-        nuclei = positions.shape[0] * positions.shape[1]
-        near = _neighbours(i, j, nuclei)
-        A = self._moments(_both(g[:, : self.radial])[near], _both(y, self.parity)[near])
-        power = (self._coupled(c, A) * A).sum(dim=(1, 2)) / 2
-        pairs = 2 * (g @ c[: self.pair])  # seen from both ends
+        near = _neighbours(i, j, len(kinds))
+        others = kinds[torch.cat([j, i, j.new_zeros(1)])[near]]
+        g_n = self._channels(_both(g[:, : self.radial])[near], others)
+        A = self._moments(g_n, _both(y, self.parity)[near])
+        power = (self._coupled(c, A, kinds) * A).sum(dim=(1, 2)) / 2
+        pairs = 2 * self._paired(c, g, kinds[i], kinds[j])  # seen from both ends
         return power.index_add(0, i, pairs).reshape(positions.shape[:2]).sum(dim=1).to(positions)
 
-    def pressure(self, positions: Tensor, cell: Tensor) -> Tensor:
+    def pressure(self, positions: Tensor, cell: Tensor, numbers: Tensor | None = None) -> Tensor:
         """-dE/dV of nuclei at rest in eV/angstrom**3, shape (B,); arguments as in :meth:`energy`.
 
         Moving nuclei add N k_B T / V. 1 eV/angstrom**3 is 160.2 GPa.
         """
         h = 1e-4  # of the edges, either way
-        work = self.energy((1 - h) * positions, (1 - h) * cell)
-        work = work - self.energy((1 + h) * positions, (1 + h) * cell)
+        work = self.energy((1 - h) * positions, (1 - h) * cell, numbers)
+        work = work - self.energy((1 + h) * positions, (1 + h) * cell, numbers)
         return work / (((1 + h) ** 3 - (1 - h) ** 3) * torch.linalg.det(cell).abs())
 
     def forces(
-        self, positions: Tensor, cell: Tensor, coefficients: Tensor | None = None
+        self,
+        positions: Tensor,
+        cell: Tensor,
+        numbers: Tensor | None = None,
+        coefficients: Tensor | None = None,
     ) -> Tensor:
-        """-dE/dR in eV/angstrom, shape (B, N, 3); arguments as in :meth:`energy`.
-
-        Parameters
-        ----------
-        coefficients
-            Other ones than the fitted, shape (feature,); forces are linear in them.
-        """
+        """-dE/dR in eV/angstrom, shape (B, N, 3); arguments as in :meth:`energy`."""
         c = self.coefficients if coefficients is None else coefficients
         i, j, v = self._edges(positions, cell)
+        kinds = self._kinds(positions, numbers)
         v = v.to(self.coefficients)
         r = v.norm(dim=1, keepdim=True)
         u = v / r
         (g, dg), y = self._radial(r[:, 0]), self._angular(u)
-        nuclei, n = positions.shape[0] * positions.shape[1], self.radial
-        near = _neighbours(i, j, nuclei)
+        n, near = self.radial, _neighbours(i, j, len(kinds))
+        others = torch.cat([j, i, j.new_zeros(1)])[near]
         # all that is known of an edge in one row, so that one look-up brings it to its nuclei
         known = torch.cat([g[:, :n], dg[:, :n], 1 / r, y, u], dim=1)
         signs = known.new_ones(2 * n + 1), self.parity, -known.new_ones(3)
         sizes = [n, n, 1, y.shape[1], 3]
         g, dg_n, near_1_r, y, u = _both(known, torch.cat(signs))[near].split(sizes, dim=2)
+        g, dg_n = (self._channels(x, kinds[others]) for x in (g, dg_n))
         # dE/dA, on the monomials and on their gradient: (nucleus, n, 4, m)
-        slope = (self._coupled(c, self._moments(g, y)) @ self.slopes).unflatten(2, (4, -1))
-        along, turning = self._pulled(slope, y, g, dg_n)
+        slope = self._coupled(c, self._moments(g, y), kinds) @ self.slopes
+        along, turning = self._pulled(slope.unflatten(2, (4, -1)), y, g, dg_n)
         turning = turning * near_1_r
-        pull = along + _both(dg @ c[: self.pair])[near] - (turning * u).sum(dim=2)
+        pairs = _both(self._paired(c, dg, kinds[i], kinds[j]))[near]
+        pull = along + pairs - (turning * u).sum(dim=2)
         push = pull[..., None] * u + turning
-        others = torch.cat([j, i, j.new_zeros(1)])[near].flatten()
-        flat = push.sum(dim=1).index_add(0, others, -push.flatten(0, 1))
+        flat = push.sum(dim=1).index_add(0, others.flatten(), -push.flatten(0, 1))
         return flat.reshape(positions.shape).to(positions)
+
+    def _kinds(self, positions: Tensor, numbers: Tensor | None) -> Tensor:
+        """Species of the nuclei of all members, as indices, (B N,)."""
+        members, atoms = positions.shape[:2]
+        return species_index(numbers, self.species, atoms).to(positions.device).repeat(members)
+
+    def _channels(self, g: Tensor, others: Tensor) -> Tensor:
+        """Radial functions of neighbours (nucleus, k, n) in the channels of their species."""
+        if len(self.species) == 1:
+            return g
+        own = nn.functional.one_hot(others, len(self.species)).to(g)
+        return (own[..., None] * g[..., None, :]).flatten(2)
+
+    def _paired(self, c: Tensor, g: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Sum over p of c_p g_p of each edge (edge,), with c_p of its two species."""
+        count = len(self.species) * (len(self.species) + 1) // 2
+        sums = g @ c[: count * self.pair].reshape(count, self.pair).T
+        return sums.gather(1, self.which[first, second][:, None])[:, 0]
 
     def _pulled(self, slope: Tensor, y: Tensor, g: Tensor, dg: Tensor) -> tuple[Tensor, Tensor]:
         """dE/dr of the power spectrum at fixed direction, (nucleus, k), and dE/du, (*, 3)."""
@@ -174,36 +260,27 @@ class LinearForceField(nn.Module):
 
     def _edges(self, positions: Tensor, cell: Tensor) -> Edges:
         """Pairs of neighbours within the cutoff, each once, and the vectors from i to j."""
-        if positions.ndim != 3 or positions.shape[-1] != 3 or cell.shape != (3, 3):
+        good = positions.ndim == 3 and positions.shape[-1] == 3
+        if not good or cell.shape not in ((3, 3), (len(positions), 3, 3)):
             raise ShapeError(
-                f"forces need positions (B, N, 3) and a cell (3, 3), not {tuple(positions.shape)} "
-                f"and {tuple(cell.shape)}"
+                f"forces need positions (B, N, 3) and a cell (3, 3) or one a member, not "
+                f"{tuple(positions.shape)} and {tuple(cell.shape)}"
             )
         if positions.dtype != torch.float64 or cell.dtype != torch.float64:
-            raise ShapeError("places are in double precision; give float64 tensors")
-        b, n, _ = positions.shape
-        inverse = np.linalg.inv(cell.tolist())  # of 3 x 3, ten times faster than in torch
-        s = positions @ torch.from_numpy(inverse).to(cell)
-        first, second = torch.triu_indices(n, n, device=positions.device)
-        d = s[:, second] - s[:, first]
-        d = d - d.round()
-        # mirrored to 0 <= d <= 1/2, image c of it is within reach = cutoff / height along c if
-        # -reach <= d + c <= reach
-        images = [
-            range(-math.floor(reach + 0.5), math.floor(reach) + 1)
-            for reach in self.cutoff * np.linalg.norm(inverse, axis=0)
-        ]
-        images = list(product(*images))
-        mirror = torch.where(d < 0, -1.0, 1.0)
-        shifts = mirror[..., None, :] * torch.tensor(images).to(cell)
-        vectors = (d[..., None, :] + shifts) @ cell
-        square = vectors.square().sum(dim=-1)
-        near = square < self.cutoff**2
-        # of a nucleus with itself, image c and image -c are the same pair, and 0 is none
-        near[:, first == second, : images.index((0, 0, 0)) + 1] = False
-        member, pair, image = near.nonzero(as_tuple=True)
-        i, j = member * n + first[pair], member * n + second[pair]
-        return i, j, vectors[member, pair, image]
+            raise ShapeError("positions are in double precision; give float64 tensors")
+        members, atoms, _ = positions.shape
+        cells = cell.expand(members, 3, 3)
+        known = zip(positions.detach().cpu().numpy(), cells.detach().cpu().numpy(), strict=True)
+        found = [neighbour_pairs(x, a, self.cutoff) for x, a in known]
+        count = torch.tensor([len(i) for i, _, _ in found], device=positions.device)
+        member = torch.arange(members, device=positions.device).repeat_interleave(count)
+        i, j, n = (
+            torch.from_numpy(np.concatenate(x)).to(positions.device)
+            for x in zip(*found, strict=True)
+        )
+        i, j, flat = i + atoms * member, j + atoms * member, positions.flatten(0, 1)
+        image = n @ cell if cell.ndim == 2 else (n[:, None] @ cells[member])[:, 0]
+        return i, j, flat[j] - flat[i] + image
 
     def _radial(self, r: Tensor) -> tuple[Tensor, Tensor]:
         """g_n(r) and its derivative, each (edge, pair)."""
@@ -226,12 +303,19 @@ class LinearForceField(nn.Module):
         """A_inm of all nuclei, shape (nucleus, n, m)."""
         return g.transpose(1, 2) @ y
 
-    def _coupled(self, c: Tensor, moments: Tensor) -> Tensor:
+    def _coupled(self, c: Tensor, moments: Tensor, kinds: Tensor) -> Tensor:
         """dE/dA of the power spectrum, shape (nucleus, n, m)."""
         # c_lnn' stands for n <= n' only: halves of it on both sides, whole on the diagonal
-        half = 1 + torch.eye(self.radial, dtype=moments.dtype, device=moments.device)
-        matrix = c[self.place] * half * self.binomial[:, None, None]
-        return torch.einsum("mnk,ikm->inm", matrix, moments)
+        half = 1 + torch.eye(self.channels, dtype=moments.dtype, device=moments.device)
+        matrices = c[self.position] * half * self.binomial[:, None, None]
+        if len(matrices) == 1:
+            return torch.einsum("mnk,ikm->inm", matrices[0], moments)
+        chosen = [torch.where(kinds == s)[0] for s in range(len(matrices))]
+        parts = [
+            torch.einsum("mnk,ikm->inm", matrix, moments[own])
+            for matrix, own in zip(matrices, chosen, strict=True)
+        ]
+        return torch.cat(parts)[torch.cat(chosen).argsort()]
 
 
 def _neighbours(i: Tensor, j: Tensor, nuclei: int) -> Tensor:
@@ -284,7 +368,7 @@ def _slopes(powers: list[tuple[int, ...]]) -> Tensor:
 
 
 def as_double(values: xr.DataArray) -> Tensor:
-    """Places, forces, cells of a trajectory, as the force field takes them; a copy, float64."""
+    """Positions, forces, cells of a trajectory, as the force field takes them; a copy, float64."""
     return torch.from_numpy(np.array(values.values, dtype=float))
 
 
@@ -329,18 +413,24 @@ def fit_force_field(
         _check_variables(part, needed)
     if every < 1:
         raise ShapeError(f"every={every} takes no frames; give 1 or more")
-    model = LinearForceField(**arguments)
+    model = LinearForceField(**{"species": species_in(run, *volumes)} | arguments)
     parts = [run.isel(time=slice(None, None, every)), *volumes]
     frames = [frame for part in parts for frame in _frames(part)]
-    moment, target, size = 0, 0, sum(forces.numel() for _, forces, _ in frames)
-    # a function linear in c has its columns as its derivative
-    design = torch.func.jacfwd(lambda c, x, cell: model.forces(x, cell, c).flatten())
-    for x, forces, cell in tqdm(frames, "forces", unit="frame", delay=2, disable=not progress):
-        columns = design(model.coefficients, x, cell)
-        moment, target = moment + columns.T @ columns, target + columns.T @ forces.flatten()
+    moment, target, size = 0, 0, sum(forces.numel() for _, forces, _, _ in frames)
+
+    def columns(function: Callable, x: Tensor, *others: Tensor | None) -> Tensor:
+        # linear in c: what the unit vectors give are its columns
+        unit = torch.eye(len(model.coefficients), dtype=torch.float64)
+        return torch.func.vmap(lambda c: function(x, *others, c), chunk_size=128)(unit).T
+
+    bar = tqdm(frames, "forces", unit="frame", delay=2, disable=None if progress else True)
+    for x, forces, *others in bar:
+        design = columns(lambda *given: model.forces(*given).flatten(), x, *others)
+        moment, target = moment + design.T @ design, target + design.T @ forces.flatten()
     if volumes:
-        design = torch.func.jacfwd(lambda c, x, cell: model.energy(x, cell, c).sum() / x.shape[1])
-        features = torch.stack([design(model.coefficients, x, cell) for x, _, cell in frames])
+        features = torch.stack(
+            [columns(model.energy, x, *o)[0] / x.shape[1] for x, _, *o in frames]
+        )
         energies = torch.cat([as_double(p["energy"]) / p.sizes["atom"] for p in parts])
         features, energies = features - features.mean(dim=0), energies - energies.mean()
         moment = moment + ENERGY_WEIGHT**2 * features.T @ features
@@ -353,6 +443,7 @@ def fit_force_field(
 
 
 def _check_variables(run: xr.Dataset, needed: Sequence[str]) -> None:
+    """Raise TrajectoryError unless a run has these variables, finite."""
     source = run.encoding.get("source", "trajectory")
     for name in needed:
         if name not in run or not np.isfinite(run[name].values).all():
@@ -362,8 +453,20 @@ def _check_variables(run: xr.Dataset, needed: Sequence[str]) -> None:
             )
 
 
-def _frames(run: xr.Dataset) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Positions (1, N, 3), forces (N, 3) and cell (3, 3) of each frame."""
-    cell = as_double(run["cell"])
+def _frames(run: xr.Dataset) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """Positions (1, N, 3), forces (N, 3), cell (3, 3) and numbers (N,) of each frame."""
+    source = run.encoding.get("source", "trajectory")
+    cell = torch.from_numpy(single_cell(run["cell"].values, f"{source}: a force field"))
     for x, forces in zip(as_double(run["positions"]), as_double(run["forces"]), strict=True):
-        yield x[None], forces, cell
+        yield x[None], forces, cell, numbers_of(run)
+
+
+def numbers_of(run: xr.Dataset) -> Tensor | None:
+    """Atomic numbers of a run, shape (N,), or None where it does not tell."""
+    return torch.from_numpy(run["numbers"].values.astype(int)) if "numbers" in run else None
+
+
+def species_in(*runs: xr.Dataset) -> tuple[int, ...]:
+    """Atomic numbers of all species of runs, each once; (0,) where the runs do not tell."""
+    known = [run["numbers"].values.astype(int) for run in runs if "numbers" in run]
+    return tuple(np.unique(np.concatenate(known)).tolist()) if known else (0,)
