@@ -1,65 +1,82 @@
 r"""An emulator that knows what moves: nuclei lead, the density follows.
 
-The density of a liquid in its ground state is decided by where the nuclei are. So the smallest
-latent of a frame is its nuclei, which the density itself shows (`densitykit.analysis.nuclei`), and
-the map of a step has three parts:
+The density of a material in its ground state is decided by where the nuclei are. So the smallest
+latent of a frame is its nuclei, and the map of a step has two parts, after a start from a window:
 
 .. math::
-   \text{read:} \quad & (\rho_t, \rho_{t-\tau}, \rho_{t-2\tau}) \mapsto (R_t, V_t), \\
+   \text{start:} \quad & (R_t, V_t) \text{ of the frames, or read from } \rho, \\
    \text{move:} \quad & M \ddot R = -\nabla E(R) + \text{thermostat}, \\
-   \text{draw:} \quad & \rho_{t+h} = \rho_0(R_{t+h}) + e_{t+h}, \quad
+   \text{density:} \quad & \rho_{t+h} = \rho_0(R_{t+h}) + e_{t+h}, \quad
    e_{t+h} = e_t + U[\rho_0(R_{t+h}),\, \rho_0(R_{t+h}) - \rho_0(R_t),\, e_t] .
 
-E is linear in invariants (`force_field`), :math:`\rho_0` is a superposition of equal pieces
+E is linear in invariants (`force_field`), :math:`\rho_0` a superposition of atomic contributions
 (`superposition`), e what that leaves over, and U a periodic U-Net. It sees e of the frame
-before, which holds what nuclei within its sight do not tell (a small metallic cell has few
-levels, and each feels all nuclei). Given the path of the nuclei there is no chaos, so errors of
-e do not grow.
+before, which holds what nuclei within its receptive field do not tell (a small metallic cell has
+few levels, and each feels all nuclei). Given the path of the nuclei there is no chaos, so errors
+of e do not grow.
 
-**Velocities.** Backward differences of second order miss by :math:`\tau^2 \dddot R/3`; Verlet's
-with time step :math:`\delta` are those of a path at :math:`\delta^2 \dddot R/6` more. Both are
-added, with the jerk from the force field. **Thermostat**: stochastic velocity rescaling (Bussi,
-Donadio, Parrinello 2007, eq. A7), as in the ab-initio runs, once a time step, in the middle of it:
-velocities between two places have the thermostat's temperature, and places the right distribution
-even where steps are long (Zhang et al. 2017; at its ends, Verlet's velocities tell too little, and
-places are too hot by :math:`(\omega\delta)^2/4`). Its random numbers are the only ones here:
-without a generator a step is the motion without thermostat.
+**Start.** Positions and velocities are those of the window. Where it has none, and one species
+stands out of the density, a filter reads the nuclei (`densitykit.analysis.nuclei`). Velocities
+that are missing are backward differences of second order: these miss by
+:math:`\tau^2 \dddot R/3`; Verlet's with time step :math:`\delta` are those of a path at
+:math:`\delta^2 \dddot R/6` more. Both are added, with the jerk from the force field.
+**Thermostat**: stochastic velocity rescaling (Bussi, Donadio, Parrinello 2007, eq. A7), as in the
+ab-initio runs, once a time step, in the middle of it: velocities between two positions have the
+thermostat's temperature, and positions the right distribution even where steps are long (Zhang et
+al. 2017; at its ends, Verlet's velocities tell too little, and positions are too hot by
+:math:`(\omega\delta)^2/4`). Its random numbers are the only ones here: without a generator a step
+is the motion without thermostat.
 
-The cell follows from the grid, whose points are always the same distance apart: a map trained on
-32 atoms serves any orthorhombic supercell.
+Cell and grid are those of the window: a map trained on 32 atoms serves any supercell.
 Lengths are in angstrom, densities in angstrom**-3, times in fs, temperatures in K.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from densitykit.analysis.nuclei import NucleiFilter, assign, find_nuclei
-from densitykit.data.transforms import restore_electrons
-from densitykit.errors import ShapeError
+from densitykit.data.transforms import fourier_resample, multiple_of, restore_electrons
+from densitykit.data.windows import Window
+from densitykit.errors import ShapeError, WindowError
 from densitykit.fields import check_stride
-from densitykit.models.nuclear.force_field import LinearForceField
+from densitykit.models.base import Domain
+from densitykit.models.nuclear.force_field import LinearForceField, species_index
 from densitykit.models.nuclear.superposition import Superposition
 from densitykit.nn.layers import UNet
-from densitykit.units import ACCELERATION, KELVIN
+from densitykit.units import ACCELERATION, KELVIN, SYMBOLS, atomic_masses
 
-__all__ = ["Liquid", "NuclearEmulator", "ResidualNet", "supercell", "thermal_velocities"]
+__all__ = ["NuclearEmulator", "NuclearState", "ResidualNet", "supercell", "thermal_velocities"]
 
 REACH = 1.0  # farthest that a nucleus moves between two frames, angstrom
 
 
 @dataclass(frozen=True)
-class Liquid:
+class NuclearState:
     """What the emulator remembers from step to step, of B members.
 
-    positions (B, N, 3), unwrapped, in angstrom; velocities (B, N, 3) in angstrom/fs; accelerations
-    (B, N, 3) in angstrom/fs**2; base, the superposition, and residual (B, X, Y, Z) in
-    angstrom**-3; electrons, the mean density to keep, (B, 1, 1, 1).
+    Attributes
+    ----------
+    positions, velocities, accelerations
+        Unwrapped, (B, N, 3), in angstrom, angstrom/fs and angstrom/fs**2.
+    base, residual
+        The superposition and what it leaves over, angstrom**-3, (B, X, Y, Z), on the working grid.
+    mean_density
+        To be kept, angstrom**-3, (B, 1, 1, 1), double precision.
+    cell
+        Lattice vectors in rows, angstrom, (B, 3, 3).
+    numbers
+        Atomic numbers, (N,).
+    grid
+        That of the window.
     """
 
     positions: Tensor
@@ -67,7 +84,13 @@ class Liquid:
     accelerations: Tensor
     base: Tensor
     residual: Tensor
-    electrons: Tensor
+    mean_density: Tensor
+    cell: Tensor
+    numbers: Tensor
+    grid: tuple[int, ...]
+
+    def replace(self, **changes: Any) -> Self:
+        return dataclasses.replace(self, **changes)
 
 
 def supercell(positions: Tensor, cell: np.ndarray, times: int = 2) -> Tensor:
@@ -85,7 +108,8 @@ def supercell(positions: Tensor, cell: np.ndarray, times: int = 2) -> Tensor:
     Returns
     -------
     Tensor
-        Shape (B, N times**3, 3), copy after copy; the cell of all is ``times * cell``.
+        Shape (B, N times**3, 3), copy after copy; the cell of all is ``times * cell``, and atomic
+        numbers repeat.
     """
     copies = torch.cartesian_prod(*[torch.arange(times, dtype=torch.float64)] * 3)
     shifts = copies.to(positions) @ torch.from_numpy(np.asarray(cell, float)).to(positions)
@@ -93,17 +117,28 @@ def supercell(positions: Tensor, cell: np.ndarray, times: int = 2) -> Tensor:
 
 
 def thermal_velocities(
-    positions: Tensor, mass: float, temperature: float, generator: torch.Generator
+    positions: Tensor, masses: Tensor | float, temperature: float, generator: torch.Generator
 ) -> Tensor:
     """Maxwell's velocities in angstrom/fs for nuclei (B, N, 3), at rest as a whole.
 
     Without them the copies in a supercell would move alike. The kinetic energy is exactly that of
-    the temperature (K) for 3N - 3 degrees of freedom; mass in dalton.
+    the temperature (K) for 3N - 3 degrees of freedom; masses in dalton, one or (N,).
     """
+    m = torch.as_tensor(masses, dtype=torch.float64).to(positions).expand(positions.shape[1])
     v = torch.randn(positions.shape, generator=generator, dtype=torch.float64).to(positions)
-    v = v - v.mean(dim=1, keepdim=True)
-    square = v.square().sum(dim=(1, 2), keepdim=True) / (3 * (positions.shape[1] - 1))
-    return v * (KELVIN * temperature / mass / square).sqrt()
+    v = _at_rest(v / m.sqrt()[:, None], m)
+    energy = _twice_kinetic(v, m) / (3 * (positions.shape[1] - 1))
+    return v * (KELVIN * temperature / energy).sqrt()[:, None, None]
+
+
+def _at_rest(v: Tensor, m: Tensor) -> Tensor:
+    """Velocities (B, N, 3) relative to the centre of mass."""
+    return v - (m[:, None] * v).sum(dim=1, keepdim=True) / m.sum()
+
+
+def _twice_kinetic(v: Tensor, m: Tensor) -> Tensor:
+    """Sum of m v**2, shape (B,)."""
+    return (m[:, None] * v.square()).sum(dim=(1, 2))
 
 
 class ResidualNet(nn.Module):
@@ -136,7 +171,7 @@ class ResidualNet(nn.Module):
         self.scales.copy_(torch.stack([x.std() for x in (base, change, residual)]))
 
     def normalise(self, fields: Tensor) -> Tensor:
-        """Physical fields (B, C, X, Y, Z) as :class:`ResidualPairs` draws them -> the same.
+        """Physical fields (B, C, X, Y, Z) as the training makes them -> the same.
 
         Parameters
         ----------
@@ -169,178 +204,207 @@ class NuclearEmulator(nn.Module):
     ----------
     horizon
         Time of one step, fs.
-    frame_spacing
-        Time between the frames that a start is read from, fs.
-    spacing
-        Distance of grid points, angstrom.
-    substeps
-        Time steps of the nuclei in one step.
-    mass
-        Of a nucleus, dalton.
-    charge
-        Valence electrons of a nucleus.
+    domain
+        What it is fitted to, a `densitykit.models.base.Domain` or its fields; masses follow from
+        its species.
+    filter_nodes
+        Nodes of the filter that finds nuclei in a density; 0 if there is none.
+    knots
+        Of the splines of the superposition.
     temperature, relaxation
         Of the thermostat, K and fs; it acts where a generator is given.
-    filter_nodes
-        Nodes of the filter that finds nuclei.
-    knots
-        Of the spline of the superposition.
     force_field
         Arguments of :class:`densitykit.models.nuclear.force_field.LinearForceField`.
+    substeps
+        Time steps of the nuclei in one step.
     widths, blocks, patch
         Of :class:`ResidualNet`.
-
-    A map of states with a past, (B, 3, X, Y, Z): the density in angstrom**-3, its rate (second
-    order, backward) and the density one frame spacing before; see
-    :meth:`densitykit.data.windows.StatePairs.given`. It returns the density at t + horizon, (B, 1,
-    X, Y, Z). For more than one step use `densitykit.rollout`, which keeps the memory of
-    :meth:`begin` and :meth:`propagate`.
-
-    Raises
-    ------
-    ShapeError
-        If a grid does not fit, or nuclei are not found in a frame.
     """
 
-    needs_past = True
+    context = 3
 
     def __init__(
         self,
         horizon: float,
-        frame_spacing: float,
-        spacing: float,
+        domain: Domain | Mapping[str, Any],
         filter_nodes: int,
         knots: int,
-        force_field: dict[str, float],
-        substeps: int = 2,
-        mass: float = 6.94,
-        charge: float = 1.0,
-        temperature: float = 800.0,
+        temperature: float,
         relaxation: float = 300.0,
+        force_field: Mapping[str, float] | None = None,
+        substeps: int = 2,
         widths: tuple[int, ...] = (48, 96),
         blocks: tuple[int, ...] = (2, 3),
         patch: int = 2,
     ) -> None:
         super().__init__()
-        self.horizon, self.frame_spacing, self.spacing = horizon, frame_spacing, spacing
-        self.substeps, self.mass, self.charge = substeps, mass, charge
+        self.domain = Domain(**domain) if isinstance(domain, Mapping) else domain
+        self.species = tuple(self.domain.species)
+        self.horizon, self.substeps = horizon, substeps
         self.temperature, self.relaxation = temperature, relaxation
-        self.force_field = LinearForceField(**force_field)
-        self.superposition = Superposition(knots)
+        self.force_field = LinearForceField(**(force_field or {}), species=self.species)
+        self.superposition = Superposition(knots, self.species)
         self.residual_net = ResidualNet(widths, blocks, patch)
         self.stride = self.residual_net.stride
+        masses = torch.from_numpy(atomic_masses(self.species))
+        self.register_buffer("species_masses", masses, persistent=False)
         self.register_buffer("filter_nodes", torch.zeros(filter_nodes, dtype=torch.float64))
         self.register_buffer("filter_weights", torch.zeros(filter_nodes, dtype=torch.float64))
 
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.parameters())
+        elements = ", ".join(SYMBOLS[z] for z in self.species)
+        return f"NuclearEmulator of {elements}, step {self.horizon:g} fs, {count} parameters"
+
     @property
-    def filter(self) -> NucleiFilter:
-        """The filter that finds nuclei in a density."""
+    def filter(self) -> NucleiFilter | None:
+        """The filter that finds nuclei in a density, if it has one."""
+        if not len(self.filter_nodes):
+            return None
         return NucleiFilter(self.filter_nodes.cpu().numpy(), self.filter_weights.cpu().numpy())
 
-    def cell(self, shape: tuple[int, ...]) -> Tensor:
-        """Lattice vectors of a grid (X, Y, Z), as rows, in angstrom."""
-        edges = torch.tensor(shape, dtype=torch.float64, device=self.filter_nodes.device)
-        return torch.diag(edges * self.spacing)
+    def masses(self, numbers: Tensor) -> Tensor:
+        """Masses of nuclei (N,) in dalton."""
+        kinds = species_index(numbers, self.species, len(numbers))
+        return self.species_masses[kinds.to(self.species_masses.device)]
 
     @torch.no_grad()
-    def forward(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self.density(self.propagate(self.begin(state), generator))[:, None]
+    def init(self, window: Window) -> NuclearState:
+        """State of the present frame of a window.
 
-    @torch.no_grad()
-    def begin(self, state: Tensor) -> Liquid:
-        """Memory at time t from a state with a past, (B, 3, X, Y, Z)."""
-        if state.ndim != 5 or state.shape[1] != 3:
-            raise ShapeError(
-                f"state has shape {tuple(state.shape)}; this map needs the density, its rate and "
-                "the density of the frame before, (B, 3, X, Y, Z): StatePairs.given makes them"
-            )
-        check_stride(state.shape[2:], self.stride)
-        tau, delta = self.frame_spacing, self.horizon / self.substeps
-        cell, frames = self.cell(state.shape[2:]), self._frames(state.double())
-        x = torch.stack([self._read(f, cell.cpu().numpy()) for f in frames.cpu()]).to(cell)
-        v = (3 * x[:, 0] - 4 * x[:, 1] + x[:, 2]) / (2 * tau)
-        a = self._accelerations(x[:, 0], cell)
-        jerk = (a - self._accelerations(x[:, 0] - v * tau, cell)) / tau
-        v = v + (tau**2 / 3 + delta**2 / 6) * jerk
-        v = v - v.mean(dim=1, keepdim=True)
-        liquid, rho = self._liquid(x[:, 0], v, a, tuple(state.shape[2:])), state[:, 0]
-        electrons = rho.mean((1, 2, 3), keepdim=True)
-        return replace(liquid, residual=rho - liquid.base, electrons=electrons)
+        Raises
+        ------
+        WindowError
+            The window is of another domain, or its nuclei are not known and not found.
+        """
+        window = window.past(self.context)
+        moving = window.positions is not None and window.velocities is not None
+        # the time between frames matters only where they are differenced
+        self.domain.check(window.past(1) if moving else window, "this NuclearEmulator")
+        cell, numbers = window.cell.to(self.filter_nodes), self._numbers(window)
+        if moving:
+            x, v = (y[:, -1].to(cell) for y in (window.positions, window.velocities))
+        else:
+            x, v = self._differenced(window, cell, numbers)
+        rho = window.at(0)
+        mean = rho.mean((1, 2, 3), keepdim=True, dtype=torch.float64)
+        state = self.init_at(x, _at_rest(v, self.masses(numbers)), cell, window.grid, numbers)
+        rho = fourier_resample(rho, tuple(state.base.shape[1:]))
+        return state.replace(residual=rho - state.base, mean_density=mean)
 
-    def _frames(self, state: Tensor) -> Tensor:
-        """Densities at t, t - tau and t - 2 tau: the rate, "backward-2", holds the last."""
-        rho, rate, before = state.unbind(dim=1)
-        return torch.stack(
-            [rho, before, 2 * self.frame_spacing * rate - 3 * rho + 4 * before], dim=1
-        )
-
-    def begin_at(self, positions: Tensor, velocities: Tensor, shape: tuple[int, ...]) -> Liquid:
-        """Memory of nuclei (B, N, 3), angstrom and angstrom/fs; :meth:`settle` draws its density.
+    def init_at(
+        self,
+        positions: Tensor,
+        velocities: Tensor,
+        cell: Tensor,
+        grid: tuple[int, ...],
+        numbers: Tensor | None = None,
+    ) -> NuclearState:
+        """State of given nuclei, without a residual; :meth:`converge_density` finds it.
 
         Parameters
         ----------
         positions, velocities
-            Shape (B, N, 3).
-        shape
-            Grid (X, Y, Z); the cell is as large as its points are apart.
+            Shape (B, N, 3) in angstrom and angstrom/fs.
+        cell
+            Lattice vectors in rows, angstrom, (3, 3) or (B, 3, 3).
+        grid
+            Numbers of points, (X, Y, Z).
+        numbers
+            Atomic numbers, (N,); one species needs none.
         """
-        check_stride(shape, self.stride)
-        if positions.ndim != 3 or positions.shape != velocities.shape or len(shape) != 3:
+        if positions.ndim != 3 or positions.shape != velocities.shape or len(grid) != 3:
             raise ShapeError(
                 f"positions {tuple(positions.shape)}, velocities {tuple(velocities.shape)} and "
-                f"grid {tuple(shape)} do not fit; give (B, N, 3), (B, N, 3) and (X, Y, Z)"
+                f"grid {tuple(grid)} do not fit; give (B, N, 3), (B, N, 3) and (X, Y, Z)"
             )
-        x, v = (y.to(self.filter_nodes) for y in (positions, velocities))
-        return self._liquid(x, v, self._accelerations(x, self.cell(shape)), shape)
+        x, v, cell = (y.to(self.filter_nodes) for y in (positions, velocities, cell))
+        cell, grid = cell.expand(len(x), 3, 3), tuple(grid)
+        if numbers is None and len(self.species) == 1:
+            numbers = torch.full((x.shape[1],), self.species[0])
+        kinds = species_index(numbers, self.species, x.shape[1]).to(x.device)
+        base = self.superposition(x, cell, multiple_of(self.stride, grid), numbers).float()
+        mean = self.superposition.charges[kinds].sum() / torch.linalg.det(cell).abs()
+        a = self._accelerations(x, cell, numbers)
+        zero = torch.zeros_like(base)
+        return NuclearState(x, v, a, base, zero, mean.reshape(-1, 1, 1, 1), cell, numbers, grid)
 
-    def _liquid(self, x: Tensor, v: Tensor, a: Tensor, shape: tuple[int, ...]) -> Liquid:
-        """Memory without a residual."""
-        cell = self.cell(shape)
-        base = self.superposition(x, cell, shape).float()
-        mean = self.charge * x.shape[1] / torch.linalg.det(cell)
-        electrons = mean.float().expand(len(x), 1, 1, 1)
-        return Liquid(x, v, a, base, torch.zeros_like(base), electrons)
-
-    def _read(self, frames: Tensor, cell: np.ndarray) -> Tensor:
-        """Nuclei of three frames (3, X, Y, Z), in one order and unwrapped: (3, N, 3)."""
-        if not torch.isfinite(frames).all():
-            raise ShapeError("no nuclei in a density that is not finite; give another state")
-        volume = abs(np.linalg.det(cell))
-        count = round(float(frames[0].mean()) * volume / self.charge)
-        found = [find_nuclei(f.numpy(), cell, max(count, 1), self.filter) for f in frames]
-        if count < 1 or any(len(x) != count for x in found):
-            raise ShapeError(
-                f"{[len(x) for x in found]} nuclei found in three frames of {count} x "
-                f"{self.charge:g} electrons; give a density like that of the training run"
+    def _numbers(self, window: Window) -> Tensor:
+        """Atomic numbers of a window; of one species without any, from the electrons."""
+        if window.numbers is not None:
+            return window.numbers
+        if len(self.species) > 1:
+            raise WindowError(
+                f"{window.source}: no atomic numbers, and this NuclearEmulator knows "
+                f"{list(self.species)}; write `numbers` to the store"
             )
-        paths = [found[0]]
-        for x in found[1:]:
-            pairs, vectors = assign(x, paths[0], cell, np.full(count, REACH))
+        if window.positions is not None:
+            return torch.full(window.positions.shape[2:3], self.species[0])
+        volume, charge = torch.linalg.det(window.cell[0]).abs(), self.superposition.charges[0]
+        count = round(float(window.at(0)[0].mean(dtype=torch.float64) * volume / charge))
+        return torch.full((max(count, 1),), self.species[0])
+
+    def _differenced(
+        self, window: Window, cell: Tensor, numbers: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Positions and velocities now, from those of three frames."""
+        tau, delta = window.time_step, self.horizon / self.substeps
+        if window.positions is None:
+            x = torch.stack([self._read(one, len(numbers)) for one in _members(window)]).to(cell)
+        else:
+            x = window.positions.to(cell)
+        now, laps = x[:, -1:], (x - x[:, -1:]) @ torch.linalg.inv(cell)[:, None]
+        x = now + (laps - laps.round()) @ cell[:, None]
+        v = (3 * x[:, 2] - 4 * x[:, 1] + x[:, 0]) / (2 * tau)
+        a = self._accelerations(x[:, 2], cell, numbers)
+        jerk = (a - self._accelerations(x[:, 2] - v * tau, cell, numbers)) / tau
+        return x[:, 2], v + (tau**2 / 3 + delta**2 / 6) * jerk
+
+    def _read(self, window: Window, count: int) -> Tensor:
+        """Nuclei of the three frames of a member, found in the density, in one order: (3, N, 3)."""
+        if self.filter is None:
+            raise WindowError(
+                f"{window.source}: no positions, and this NuclearEmulator cannot read those of "
+                f"{list(self.species)} from a density; write positions to the store"
+            )
+        frames, cell = window.density[0].double().cpu().numpy(), window.cell[0].cpu().numpy()
+        found = [find_nuclei(f, cell, count, self.filter) for f in frames]
+        if any(len(x) != count for x in found):
+            raise WindowError(
+                f"{window.source}: {[len(x) for x in found]} nuclei found in three frames of "
+                f"{count}; give a density like that of the training run, or positions"
+            )
+        paths = [found[-1]]
+        for x in found[:-1]:
+            pairs, vectors = assign(x, found[-1], cell, np.full(count, REACH))
             if (pairs < 0).any():
-                raise ShapeError(
-                    f"nuclei move more than {REACH} angstrom between frames; give frames "
-                    f"{self.frame_spacing:g} fs apart"
+                raise WindowError(
+                    f"{window.source}: nuclei move more than {REACH} angstrom between frames; "
+                    f"give frames {self.domain.time_step:g} fs apart"
                 )
-            paths.append(paths[0] + vectors)
+            paths.insert(-1, found[-1] + vectors)
         return torch.from_numpy(np.stack(paths))
 
-    def _accelerations(self, positions: Tensor, cell: Tensor) -> Tensor:
-        return ACCELERATION / self.mass * self.force_field.forces(positions, cell)
+    def _accelerations(self, positions: Tensor, cell: Tensor, numbers: Tensor) -> Tensor:
+        forces = self.force_field.forces(positions, cell, numbers)
+        return ACCELERATION * forces / self.masses(numbers)[:, None]
 
     @torch.no_grad()
-    def move(self, liquid: Liquid, generator: torch.Generator | None = None) -> Liquid:
+    def move(self, state: NuclearState, generator: torch.Generator | None = None) -> NuclearState:
         """The nuclei one step later; the density is left as it was."""
-        delta, cell = self.horizon / self.substeps, self.cell(liquid.base.shape[1:])
-        x, v, a = liquid.positions, liquid.velocities, liquid.accelerations
+        delta, cell, numbers = self.horizon / self.substeps, state.cell, state.numbers
+        x, v, a = state.positions, state.velocities, state.accelerations
         for _ in range(self.substeps):
             v = v + delta / 2 * a
-            held = v if generator is None else self._rescaled(v, delta, generator)
+            held = v if generator is None else self._rescaled(v, numbers, delta, generator)
             x = x + delta / 2 * (v + held)
-            a = self._accelerations(x, cell)
+            a = self._accelerations(x, cell, numbers)
             v = held + delta / 2 * a
-        return replace(liquid, positions=x, velocities=v, accelerations=a)
+        return state.replace(positions=x, velocities=v, accelerations=a)
 
-    def _rescaled(self, v: Tensor, delta: float, generator: torch.Generator) -> Tensor:
+    def _rescaled(
+        self, v: Tensor, numbers: Tensor, delta: float, generator: torch.Generator
+    ) -> Tensor:
         """Velocities after the thermostat (Bussi et al. 2007, eq. A7)."""
         if v.shape[1] < 2 or not v.any(dim=2).any(dim=1).all():
             raise ShapeError(
@@ -349,7 +413,7 @@ class NuclearEmulator(nn.Module):
             )
         freedom = 3 * (v.shape[1] - 1)
         r = torch.randn(len(v), freedom, generator=generator, dtype=torch.float64).to(v)
-        kinetic = self.mass * v.square().sum(dim=(1, 2)) / 2
+        kinetic = _twice_kinetic(v, self.masses(numbers)) / 2
         share = KELVIN * self.temperature / 2 / kinetic  # of one degree of freedom
         c = math.exp(-delta / self.relaxation)
         square = c + share * (1 - c) * r.square().sum(dim=1)
@@ -357,30 +421,41 @@ class NuclearEmulator(nn.Module):
         return v * square.sqrt()[:, None, None]
 
     @torch.no_grad()
-    def draw(self, liquid: Liquid) -> Liquid:
+    def predict_density(self, state: NuclearState) -> NuclearState:
         """The density of nuclei that have moved."""
-        shape = tuple(liquid.base.shape[1:])
-        base = self.superposition(liquid.positions, self.cell(shape), shape).float()
-        residual = self.residual_net(base, liquid.base, liquid.residual)
-        return replace(liquid, base=base, residual=residual - residual.mean((1, 2, 3), True))
+        base = self._base(state)
+        residual = self.residual_net(base, state.base, state.residual)
+        return state.replace(base=base, residual=residual - residual.mean((1, 2, 3), True))
 
-    def settle(self, liquid: Liquid, draws: int = 3) -> Liquid:
-        """The density of nuclei that have not moved: drawn again and again, at rest.
+    def _base(self, state: NuclearState) -> Tensor:
+        shape = tuple(state.base.shape[1:])
+        return self.superposition(state.positions, state.cell, shape, state.numbers).float()
 
-        What it remembers of other places is forgotten first, so the result depends on where the
-        nuclei are, and on nothing else.
+    def converge_density(self, state: NuclearState, repeats: int = 3) -> NuclearState:
+        """The density of nuclei that have not moved: predicted again and again, at rest.
+
+        What it remembers of other positions is forgotten first, so the result depends on where
+        the nuclei are, and on nothing else.
         """
-        shape = tuple(liquid.base.shape[1:])
-        base = self.superposition(liquid.positions, self.cell(shape), shape).float()
-        liquid = replace(liquid, base=base, residual=torch.zeros_like(base))
-        for _ in range(draws):
-            liquid = self.draw(liquid)
-        return liquid
+        base = self._base(state)
+        state = state.replace(base=base, residual=torch.zeros_like(base))
+        for _ in range(repeats):
+            state = self.predict_density(state)
+        return state
 
-    def propagate(self, liquid: Liquid, generator: torch.Generator | None = None) -> Liquid:
-        """Memory one step later."""
-        return self.draw(self.move(liquid, generator))
+    def step(self, state: NuclearState, generator: torch.Generator | None = None) -> NuclearState:
+        """State one horizon later."""
+        return self.predict_density(self.move(state, generator))
 
-    def density(self, liquid: Liquid) -> Tensor:
+    def density(self, state: NuclearState) -> Tensor:
         """Density in angstrom**-3, (B, X, Y, Z), with the number of electrons of the start."""
-        return restore_electrons(liquid.base + liquid.residual, liquid.electrons)
+        rho = fourier_resample(state.base + state.residual, state.grid)
+        return restore_electrons(rho, state.mean_density)
+
+    def nuclei(self, state: NuclearState) -> tuple[Tensor, Tensor]:
+        """Positions, unwrapped, and velocities, (B, N, 3), in angstrom and angstrom/fs."""
+        return state.positions, state.velocities
+
+
+def _members(window: Window) -> list[Window]:
+    return [window[b : b + 1] for b in range(len(window))]
