@@ -2,17 +2,23 @@
 
     python scripts/convert_checkpoints.py DATA CHECKPOINT...
 
-Models on the grid need the time between frames, the vectors between grid points and the species
-that they were trained on (`densitykit.models.base.Domain`); they are read from the training split
-of the store. Weights stay as they are, bit for bit; one that says it already is left alone.
+Emulators need the time between frames, the vectors between grid points and the species that they
+were trained on (`densitykit.models.base.Domain`). Those on the grid read them from the training
+split of the store, and their weights stay as they are. The nuclear emulator has them in its
+arguments; its form factors get an axis for the species. A checkpoint that says all this already
+is left alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from densitykit.data.windows import Windows
 from densitykit.io.reader import open_split
@@ -26,17 +32,39 @@ def convert_fields(arguments: dict, windows: Windows) -> dict:
     return {"domain": json.loads(json.dumps(asdict(Domain.of(windows)))), **arguments}
 
 
+def convert_nuclear(arguments: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+    """Return arguments and weights of a nuclear emulator of one species, which was lithium.
+
+    What were defaults of the class becomes part of the card.
+    """
+    old = {"temperature": 800.0, "relaxation": 300.0, "substeps": 2} | arguments
+    spacing, time_step = old.pop("spacing"), old.pop("frame_spacing")
+    voxel = [[spacing * (i == j) for j in range(3)] for i in range(3)]
+    domain = {"time_step": time_step, "voxel": voxel, "species": [3]}
+    weights = tensors["superposition.weights"][None].clone()
+    return {"domain": domain, **old}, tensors | {"superposition.weights": weights}
+
+
 def main() -> None:
     data, *checkpoints = sys.argv[1:]
     for path in checkpoints:
-        card_path = Path(path).with_suffix(".json")
+        card_path, weights_path = (Path(path).with_suffix(s) for s in (".json", ".safetensors"))
         card = json.loads(card_path.read_text())
         arguments = card["arguments"]
-        if card["model"] in FIELDS and "domain" not in arguments:
+        if "domain" in arguments:
+            continue
+        if card["model"] in FIELDS:
             windows = Windows(open_split(data, "train"), arguments["horizon"])
             card["arguments"] = convert_fields(arguments, windows)
-            card_path.write_text(json.dumps(card, indent=2) + "\n")
-            print(card_path)
+        elif card["model"] == "NuclearEmulator":
+            card["arguments"], tensors = convert_nuclear(arguments, load_file(weights_path))
+            content = save(tensors)
+            card["sha256"] = hashlib.sha256(content).hexdigest()
+            weights_path.write_bytes(content)
+        else:
+            continue
+        card_path.write_text(json.dumps(card, indent=2) + "\n")
+        print(card_path)
 
 
 if __name__ == "__main__":

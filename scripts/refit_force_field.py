@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from densitykit.io.reader import open_runs, open_split
-from densitykit.models import load_nuclear, read_provenance, save_model
+from densitykit.models import load_model, read_provenance, save_model
 from densitykit.models.checkpoint import read_arguments
 from densitykit.models.nuclear.force_field import fit_force_field
 
@@ -25,9 +25,10 @@ def main() -> None:
     parser.add_argument("volumes", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    model, card = load_nuclear(arguments.checkpoint), read_arguments(arguments.checkpoint)
+    model, card = load_model(arguments.checkpoint), read_arguments(arguments.checkpoint)
     train, volumes = open_split(arguments.data, "train"), open_runs(arguments.volumes)
-    field = fit_force_field(train, volumes=volumes, **card["force_field"])
+    options = {"species": model.species} | card["force_field"]
+    field = fit_force_field(train, volumes=volumes, **options)
     model.force_field.load_state_dict(field.state_dict())
     provenance = read_provenance(arguments.checkpoint)
     provenance["force_field"] = f"fitted to {arguments.data} (train) and {arguments.volumes}"

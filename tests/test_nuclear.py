@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from made_up import gaussians, made_up_run
 from torch import Tensor
 
 from densitykit.analysis.nuclei import match_nuclei
-from densitykit.data.windows import StatePairs, load_pairs, physical_states
-from densitykit.errors import RolloutError, ShapeError, TrajectoryError
+from densitykit.data.windows import Window, Windows
+from densitykit.errors import RolloutError, ShapeError, TrajectoryError, WindowError
 from densitykit.fields import n_electrons
-from densitykit.io.reader import open_trajectory
-from densitykit.io.splits import write_splits
 from densitykit.models import NuclearEmulator, load_model, save_model
-from densitykit.models.nuclear.emulator import Liquid
-from densitykit.rollout import iterate, remembering, rollout
+from densitykit.models.base import Domain, Emulator
+from densitykit.models.nuclear.emulator import NuclearState, thermal_velocities
+from densitykit.rollout import iterate, rollout
 from densitykit.training.nuclear import fit_parts
-from densitykit.units import ACCELERATION, KELVIN
+from densitykit.units import ACCELERATION, KELVIN, atomic_masses
 
 EDGE, MASS, STEP = 7.0, 6.94, 6.0  # angstrom, dalton, fs
 CELL = EDGE * np.eye(3)
@@ -85,21 +83,15 @@ def liquid_run(frames=40, n=16, kelvin=1200.0, seed=0) -> xr.Dataset:
     dims = ("time", "atom", "cartesian")
     atoms = {"positions": (dims, x), "velocities": (dims, v), "forces": (dims, f)}
     density = {"density": (("time", "x", "y", "z"), density_of(x, n))}
-    cell = {"cell": (("vector", "cartesian"), CELL)}
+    cell = {"cell": (("vector", "cartesian"), CELL), "numbers": ("atom", np.full(8, 3))}
     return xr.Dataset(density | atoms | cell, {"time": STEP * np.arange(frames)})
-
-
-def pairs_of(run) -> StatePairs:
-    states, times = physical_states(run)
-    past = torch.from_numpy(run.density.values[1:-1].astype(np.float32))
-    return StatePairs(states, times, 2 * STEP, CELL, past)
 
 
 @cache
 def fitted() -> tuple[NuclearEmulator, dict[str, Any]]:
     options = {"force_field": FORCE_FIELD, "widths": (8,), "blocks": (1,)}
     torch.manual_seed(0)
-    return fit_parts(liquid_run(), every=1, **options)
+    return fit_parts(liquid_run(), 12.0, every=1, temperature=800.0, **options)
 
 
 @pytest.fixture
@@ -111,8 +103,7 @@ def model() -> NuclearEmulator:
 @pytest.fixture
 def shaken(model) -> NuclearEmulator:
     """With random weights in the residual net, about as strong as trained ones."""
-    net, state = model.residual_net, given(model)
-    base = model.begin(state).base
+    net, base = model.residual_net, model.init(given()).base
     net.set_scales(base, 0.3 * base, 0.03 * base)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -121,26 +112,28 @@ def shaken(model) -> NuclearEmulator:
     return model
 
 
-def given(model, index=slice(None, None, 9)) -> torch.Tensor:
-    """States with a past: frames 2, 11, ... of the run."""
-    return pairs_of(liquid_run()).given(model, index)
+def given(index=slice(None, None, 9), atoms: bool = False) -> Window:
+    """Frames 2, 11, ... of the run with those before, as read from the density or with atoms."""
+    window = Windows(liquid_run(), 12.0)[index].past(3)
+    return window if atoms else window.replace(positions=None, velocities=None)
 
 
-def kinetic(liquid: Liquid) -> torch.Tensor:
+def kinetic(liquid: NuclearState) -> torch.Tensor:
     return MASS * liquid.velocities.square().sum(dim=(1, 2)) / 2
 
 
-def energy(model, liquid: Liquid) -> torch.Tensor:
+def energy(model, liquid: NuclearState) -> torch.Tensor:
     """Kinetic and potential, in dalton (angstrom/fs)**2, shape (B,)."""
     cell = torch.from_numpy(CELL)
     return kinetic(liquid) + ACCELERATION * model.force_field.energy(liquid.positions, cell)
 
 
-def placed(model, frames, batch=1) -> Liquid:
+def placed(model, frames, batch=1) -> NuclearState:
     """Nuclei of frames of the run, as often as asked for."""
     atoms = liquid_run().isel(time=frames)
     x, v = (torch.from_numpy(atoms[name].values) for name in ("positions", "velocities"))
-    return model.begin_at(x.repeat(batch, 1, 1), v.repeat(batch, 1, 1), (16, 16, 16))
+    x, v = (y.repeat(batch, 1, 1) for y in (x, v))
+    return model.init_at(x, v, torch.from_numpy(CELL), (16, 16, 16))
 
 
 def same(found, expected, tolerance) -> None:
@@ -152,9 +145,14 @@ def same(found, expected, tolerance) -> None:
 # --- read ------------------------------------------------------------------------------------
 
 
+def test_it_follows_the_contract(model) -> None:
+    assert isinstance(model, Emulator) and model.context == 3 and model.horizon == 12.0
+    assert "of Li, step 12 fs" in repr(model)
+
+
 def test_a_start_reads_positions_and_velocities(model) -> None:
-    liquid, run = model.begin(given(model)), liquid_run()
-    for k, frame in enumerate(range(2, 40, 9)):
+    liquid, run = model.init(given()), liquid_run()
+    for k, frame in enumerate(range(2, 38, 9)):
         truth = run.isel(time=frame)
         order, distances = match_nuclei(liquid.positions[k].numpy(), truth.positions.values, CELL)
         assert distances.max() < 0.005  # the grid is 0.44
@@ -165,12 +163,28 @@ def test_a_start_reads_positions_and_velocities(model) -> None:
     assert liquid.velocities.sum(dim=1).abs().max() < 1e-15
 
 
+def test_a_start_takes_what_the_window_has(model) -> None:
+    """Positions and velocities as they are; without velocities those of three frames, wrapped."""
+    window, run = given(atoms=True), liquid_run()
+    liquid = model.init(window)
+    same(liquid.positions, window.positions[:, -1], 1e-12)
+    same(liquid.velocities, window.velocities[:, -1], 1e-9)
+    inside = window.positions.remainder(EDGE)
+    assert (inside - window.positions).abs().max() > 1
+    liquid = model.init(window.replace(positions=inside, velocities=None))
+    same(liquid.positions, inside[:, -1], 1e-12)
+    error = liquid.velocities - window.velocities[:, -1]
+    assert error.abs().max() < 0.02 * run.velocities.values.std()
+    x, v = model.nuclei(liquid)
+    assert x is liquid.positions and v is liquid.velocities
+
+
 def test_a_start_shows_the_density_it_was_given(model) -> None:
-    state = given(model)
-    liquid = model.begin(state)
-    same(model.density(liquid), state[:, 0], 1e-6)
-    assert 0.02 < liquid.residual.norm() / state[:, 0].norm() < 0.06
-    base = model.superposition(liquid.positions, model.cell((16, 16, 16)), (16, 16, 16))
+    window = given()
+    liquid, density = model.init(window), window.at(0)
+    same(model.density(liquid), density, 1e-6)
+    assert 0.02 < liquid.residual.norm() / density.norm() < 0.06
+    base = model.superposition(liquid.positions, torch.from_numpy(CELL), (16, 16, 16))
     same(liquid.base, base.float(), 1e-7)
 
 
@@ -183,7 +197,7 @@ def test_nuclei_without_a_density(model) -> None:
     assert np.linalg.norm(density - truth) < 0.05 * np.linalg.norm(truth)
     one = placed(model, [8])
     same(liquid.accelerations[1:], one.accelerations, 1e-12)
-    same(model.propagate(liquid).base[1:], model.propagate(one).base, 1e-6)
+    same(model.step(liquid).base[1:], model.step(one).base, 1e-6)
 
 
 # --- move ------------------------------------------------------------------------------------
@@ -213,7 +227,7 @@ def test_time_runs_backwards_without_a_thermostat(model) -> None:
     there = start
     for _ in range(10):
         there = model.move(there)
-    back = model.begin_at(there.positions, -there.velocities, (16, 16, 16))
+    back = model.init_at(there.positions, -there.velocities, there.cell, (16, 16, 16))
     for _ in range(10):
         back = model.move(back)
     assert (there.positions - start.positions).abs().max() > 0.5
@@ -237,18 +251,18 @@ def test_the_thermostat_holds_the_canonical_distribution(model) -> None:
     assert liquid.velocities.mean(dim=1).abs().max() < 1e-12
 
 
-def test_long_steps_leave_places_at_the_temperature(model, monkeypatch) -> None:
+def test_long_steps_leave_positions_at_the_temperature(model, monkeypatch) -> None:
     """Springs with omega delta = 1.2 would be 1.56 times too hot under one at a step's ends."""
     model.substeps, model.relaxation = 1, 60.0
     stiffness = (1.2 / model.horizon) ** 2  # over the mass
     liquid = placed(model, [0], batch=60)
     centre = liquid.positions
 
-    def springs(x: Tensor, _: Tensor) -> Tensor:
+    def springs(x: Tensor, *_: Tensor) -> Tensor:
         return -stiffness * (x - centre)
 
     monkeypatch.setattr(model, "_accelerations", springs)
-    liquid = replace(liquid, accelerations=springs(liquid.positions, None))
+    liquid = liquid.replace(accelerations=springs(liquid.positions))
     generator, kelvins, seen = torch.Generator().manual_seed(0), [], []
     for k in range(200):
         before, liquid = liquid.positions, model.move(liquid, generator)
@@ -287,33 +301,33 @@ def test_a_thermostat_that_never_relaxes_is_none(model) -> None:
     assert torch.equal(found.velocities, expected.velocities)
 
 
-# --- draw ------------------------------------------------------------------------------------
+# --- density ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("electrons", [1.0, 1.01])
 def test_electrons_are_kept(shaken, electrons) -> None:
     """Those of the start, whatever the net says, in every step."""
-    state = electrons * given(shaken)
-    expected = n_electrons(state[:, 0].numpy(), CELL)
-    found = shaken(state)
-    assert found.shape == (5, 1, 16, 16, 16) and found.dtype == torch.float32
-    np.testing.assert_allclose(n_electrons(found[:, 0].numpy(), CELL), expected, rtol=1e-6)
-    for later in iterate(shaken, state[:2], 3):
-        np.testing.assert_allclose(n_electrons(later[:, 0].numpy(), CELL), expected[:2], rtol=1e-6)
+    window = given()
+    window = window.replace(density=electrons * window.density)
+    expected = n_electrons(window.at(0).numpy(), CELL)
+    for _, later in iterate(shaken, window, 3):
+        assert later.shape == (4, 16, 16, 16) and later.dtype == torch.float32
+        np.testing.assert_allclose(n_electrons(later.numpy(), CELL), expected, rtol=1e-6)
         assert later.min() > 0
 
 
-def test_a_step_of_the_density_is_near_the_run(model) -> None:
-    state = given(model, slice(0, 30, 9))
+@pytest.mark.parametrize("atoms", [False, True])
+def test_a_step_of_the_density_is_near_the_run(model, atoms) -> None:
+    window = given(slice(0, 30, 9), atoms)
     truth = torch.from_numpy(liquid_run().density.values[4:34:9]).float()
-    error = (model(state)[:, 0] - truth).norm() / truth.norm()
-    assert error < 0.03 and (state[:, 0] - truth).norm() / truth.norm() > 4 * error
+    error = (model.density(model.step(model.init(window))) - truth).norm() / truth.norm()
+    assert error < 0.03 and (window.at(0) - truth).norm() / truth.norm() > 4 * error
 
 
 def test_the_net_sees_both_superpositions_and_the_residual(shaken) -> None:
-    before = shaken.begin(given(shaken))
-    after = shaken.propagate(before)
-    base = shaken.superposition(after.positions, shaken.cell((16, 16, 16)), (16, 16, 16))
+    before = shaken.init(given())
+    after = shaken.step(before)
+    base = shaken.superposition(after.positions, torch.from_numpy(CELL), (16, 16, 16))
     same(after.base, base.float(), 1e-6)
     with torch.no_grad():
         residual = shaken.residual_net(after.base, before.base, before.residual)
@@ -321,45 +335,43 @@ def test_the_net_sees_both_superpositions_and_the_residual(shaken) -> None:
 
 
 def test_a_residual_has_no_electrons(shaken) -> None:
-    liquid = shaken.propagate(shaken.begin(given(shaken)))
-    untouched = shaken.residual_net(liquid.base, liquid.base, liquid.residual)
+    liquid = shaken.step(shaken.init(given()))
+    with torch.no_grad():
+        untouched = shaken.residual_net(liquid.base, liquid.base, liquid.residual)
     assert untouched.mean(dim=(1, 2, 3)).abs().max() > 1e-6
     assert liquid.residual.mean(dim=(1, 2, 3)).abs().max() < 1e-8
 
 
-def test_steps_are_those_of_the_memory(shaken) -> None:
-    """`forward` is the first; later ones do not go through the density again."""
-    state = given(shaken)[:2]
-    states = list(iterate(shaken, state, 3, seed=4))
-    assert all(s.shape == (2, 1, 16, 16, 16) for s in states)
-    memory, advance, show = remembering(shaken, state)
-    assert memory.positions.shape == (2, 8, 3)
-    same(show(memory), state[:, :1], 1e-6)
-    shaken.relaxation = math.inf
-    quiet = list(iterate(shaken, state, 3))
-    for later in quiet:
-        memory = advance(memory)
-        torch.testing.assert_close(later, show(memory), rtol=0, atol=0)
-    torch.testing.assert_close(shaken(state), quiet[0], rtol=0, atol=0)
+def test_a_density_of_its_own(shaken) -> None:
+    """Converged for nuclei at rest; what was remembered before does not matter."""
+    liquid = placed(shaken, [3, 8])
+    other = liquid.replace(residual=0.01 * torch.rand_like(liquid.residual))
+    found = shaken.converge_density(liquid)
+    assert torch.equal(shaken.converge_density(other).residual, found.residual)
+    assert found.residual.any() and torch.equal(found.positions, liquid.positions)
 
 
 # --- rollouts --------------------------------------------------------------------------------
 
 
 def rolled(model, index=0, steps=3, **options) -> np.ndarray:
-    options = {"cell": CELL, "progress": False} | options
-    return rollout(model, given(model, index), steps, **options).density.values
+    return rollout(
+        model,
+        given([index] if isinstance(index, int) else index),
+        steps,
+        **({"progress": False} | options),
+    ).density.values
 
 
 def test_a_store_holds_the_same_as_memory(shaken, tmp_path) -> None:
-    memory = rolled(shaken)
-    assert memory.shape == (4, 16, 16, 16)
-    np.testing.assert_array_equal(memory[0], given(shaken, 0)[0])
-    np.testing.assert_array_equal(rolled(shaken, path=tmp_path / "run.zarr"), memory)
-    stored = open_trajectory(tmp_path / "run.zarr")
-    np.testing.assert_array_equal(stored.density, memory)
-    assert stored.time.values.tolist() == [0, 12, 24, 36]
-    assert stored.attrs["title"] == "rollout of NuclearEmulator"
+    memory = rollout(shaken, given([0]), 3, progress=False)
+    stored = rollout(shaken, given([0]), 3, path=tmp_path / "run.zarr", progress=False)
+    assert memory.density.shape == (4, 16, 16, 16)
+    np.testing.assert_array_equal(stored.density, memory.density)
+    for name in ("positions", "velocities"):
+        np.testing.assert_allclose(stored[name], memory[name], rtol=1e-6)
+        assert np.abs(np.diff(memory[name], axis=0)).max() > 1e-4
+    assert (stored.time.values - stored.time.values[0]).tolist() == [0, 12, 24, 36]
 
 
 def test_seeds_repeat_the_thermostat(model) -> None:
@@ -369,9 +381,9 @@ def test_seeds_repeat_the_thermostat(model) -> None:
     assert all(np.abs(x - y).max() > 1e-6 for x, y in zip(a[1:], c[1:], strict=True))
 
 
-def test_an_ensemble_is_its_single_runs(shaken, tmp_path) -> None:
+def test_an_ensemble_is_its_single_runs(shaken) -> None:
     shaken.relaxation = math.inf
-    whole = rolled(shaken, [0, 17], path=tmp_path / "run.zarr")
+    whole = rolled(shaken, [0, 17])
     assert whole.shape == (2, 4, 16, 16, 16)
     for i, index in enumerate((0, 17)):
         np.testing.assert_allclose(whole[i], rolled(shaken, index), rtol=0, atol=1e-6)
@@ -383,23 +395,27 @@ def test_members_of_an_ensemble_have_noise_of_their_own(model) -> None:
     assert np.abs(a[1:] - b[1:]).max() > 1e-6
 
 
+def later(model, window) -> list[Tensor]:
+    return [density for _, density in iterate(model, window, 3)]
+
+
 def test_a_supercell_goes_the_same_way(shaken) -> None:
     shaken.relaxation = math.inf
-    state = given(shaken, [0, 20])
-    tiled = state.tile(1, 1, 2, 1, 1)
-    assert shaken.begin(tiled).positions.shape == (2, 16, 3)
-    small, large = iterate(shaken, state, 3), iterate(shaken, tiled, 3)
-    for found, expected in zip(large, small, strict=True):
-        same(found, expected.tile(1, 1, 2, 1, 1), 1e-6)
+    window = given([0, 20]).replace(numbers=None)
+    cell = window.cell * torch.tensor([2.0, 1.0, 1.0]).double()[:, None]
+    tiled = window.replace(density=window.density.tile(1, 1, 2, 1, 1), cell=cell)
+    assert shaken.init(tiled).positions.shape == (2, 16, 3)
+    for found, expected in zip(later(shaken, tiled), later(shaken, window), strict=True):
+        same(found, expected.tile(1, 2, 1, 1), 1e-6)
 
 
 def test_a_shifted_start_goes_the_same_way(shaken) -> None:
     """By the stride of the net, here two points."""
     shaken.relaxation = math.inf
-    state = given(shaken, [0])
-    moved = state.roll((2, -4, 8), (2, 3, 4))
-    for found, expected in zip(iterate(shaken, moved, 3), iterate(shaken, state, 3), strict=True):
-        same(found, expected.roll((2, -4, 8), (2, 3, 4)), 1e-6)
+    window, steps = given([0]), (2, -4, 8)
+    moved = window.replace(density=window.density.roll(steps, (2, 3, 4)))
+    for found, expected in zip(later(shaken, moved), later(shaken, window), strict=True):
+        same(found, expected.roll(steps, (1, 2, 3)), 1e-6)
 
 
 def test_checkpoint_round_trip(shaken, tmp_path) -> None:
@@ -412,92 +428,137 @@ def test_checkpoint_round_trip(shaken, tmp_path) -> None:
 def test_an_unstable_map_says_where(model) -> None:
     with torch.no_grad():
         model.residual_net.net.linear.bias.fill_(math.nan)
-    with pytest.raises(RolloutError, match="step 1 of 3: the state is not finite"):
+    with pytest.raises(RolloutError, match="step 1 of 3: .* is not finite"):
         rolled(model)
 
 
-# --- the frame before ------------------------------------------------------------------------
+# --- other elements and cells ----------------------------------------------------------------
 
 
-def test_a_map_with_a_past_is_given_one(model) -> None:
-    pairs = pairs_of(liquid_run())
-    density = liquid_run().density.values.astype(np.float32)
-    for index, shape in ((7, ()), (slice(3, 9), (6,)), (torch.tensor([5, 0, 37]), (3,))):
-        state = pairs.given(model, index)
-        assert state.shape == (*shape, 3, 16, 16, 16)
-        torch.testing.assert_close(state[..., :2, :, :, :], pairs.states[index], rtol=0, atol=0)
-        frames = torch.arange(38)[index].numpy()
-        np.testing.assert_array_equal(state[..., 0, :, :, :], density[frames + 2])
-        np.testing.assert_array_equal(state[..., 2, :, :, :], density[frames + 1])
+@cache
+def other(name: str) -> NuclearEmulator:
+    torch.manual_seed(0)
+    field = {"cutoff": 4.0, "radial": 2, "degree": 1, "pair": 4}
+    options = {"force_field": field, "widths": (8,), "blocks": (1,), "temperature": 300.0}
+    return fit_parts(made_up_run(name), 10.0, every=2, **options)[0]
 
 
-def test_other_maps_are_given_states() -> None:
-    pairs = pairs_of(liquid_run())
-    for index in (7, slice(3, 9), torch.tensor([5, 0, 37])):
-        found = pairs.given(lambda x: x, index)
-        torch.testing.assert_close(found, pairs.states[index], rtol=0, atol=0)
+@pytest.mark.parametrize("name", ["sodium", "nacl", "hexagonal"])
+def test_any_element_in_any_cell(name) -> None:
+    """Without forces the nuclei fly on; the density of Gaussians follows them exactly."""
+    model, run = copy.deepcopy(other(name)), made_up_run(name)
+    model.force_field.coefficients.zero_()
+    window = Windows(run, 10.0)[[0, 20]]
+    state = model.init(window.past(3))
+    assert state.cell.shape == (2, 3, 3) and state.mean_density.dtype == torch.float64
+    drift = (model.masses(state.numbers)[:, None] * state.velocities).sum(dim=1)
+    assert drift.abs().max() < 1e-12
+    moved = model.step(state)
+    same(moved.positions, state.positions + 10.0 * state.velocities, 1e-12)
+    density, shape = model.density(moved), model.density(moved).shape[1:]
+    x, numbers = moved.positions.numpy(), run.numbers.values
+    truth = torch.from_numpy(gaussians(x, run.cell.values, numbers, shape)).float()
+    assert (density - truth).norm() < 0.02 * truth.norm()
+    counts = n_electrons(density.numpy(), run.cell.values)
+    before = n_electrons(window.at(0).numpy(), run.cell.values)
+    np.testing.assert_allclose(counts, before, rtol=1e-6)
 
 
-def test_pairs_without_a_past_say_where_it_is(model) -> None:
-    pairs = pairs_of(liquid_run())
-    pairs = StatePairs(pairs.states, pairs.times, pairs.horizon)
-    assert pairs.given(lambda x: x, 0).shape == (2, 16, 16, 16)
-    with pytest.raises(TrajectoryError, match="needs the frame before.*load_pairs"):
-        pairs.given(model, 0)
+def test_sodium_moves_by_the_mass_of_sodium() -> None:
+    model, run = other("sodium"), made_up_run("sodium")
+    assert model.masses(torch.tensor([11])).item() == pytest.approx(22.98977)
+    state = model.init(Windows(run, 10.0)[0].past(3))
+    forces = model.force_field.forces(state.positions, state.cell, state.numbers)
+    same(state.accelerations, forces * ACCELERATION / 22.98977, 1e-12)
+    salt = other("nacl")
+    masses = salt.masses(torch.tensor([17, 11]))
+    np.testing.assert_allclose(masses, atomic_masses([17, 11]))
 
 
-@pytest.mark.parametrize(("scheme", "first"), [("backward-1", 1), ("backward-2", 2)])
-def test_stored_pairs_come_with_a_past(model, mock_trajectory, scheme, first) -> None:
-    path: Path = mock_trajectory("li.zarr", n_frames=9)
-    write_splits(path, {"train": {"run": ".", "start": 1, "stop": 8}})
-    pairs = load_pairs(path, "train", 2.0, scheme)
-    state, density = pairs.given(model, slice(None)), open_trajectory(path).density.values[1:8]
-    np.testing.assert_array_equal(state[:, 0], density[first:])
-    np.testing.assert_array_equal(state[:, 2], density[first - 1 : -1])
+def test_thermal_velocities_of_two_masses() -> None:
+    """Equal energies for all, 300 K exactly, no drift."""
+    m = torch.tensor([22.98977, 35.45] * 200).double()
+    v = thermal_velocities(torch.zeros(4, 400, 3).double(), m, 300.0, torch.Generator())
+    energy = (m[:, None] * v.square()).sum(dim=(1, 2)) / (3 * 399) / KELVIN
+    np.testing.assert_allclose(energy, 300.0)
+    assert (m[:, None] * v).sum(dim=1).abs().max() < 1e-10
+    light, heavy = ((m[k::2, None] * v[:, k::2].square()).mean() / KELVIN for k in (0, 1))
+    assert light.item() == pytest.approx(300, rel=0.05) and heavy.item() == pytest.approx(
+        300, rel=0.05
+    )
+
+
+def test_a_grid_that_is_no_multiple_of_the_stride(model) -> None:
+    """States live on 16 points an edge, densities on 15, and electrons are kept."""
+    run = liquid_run(n=15)
+    domain = Domain.of(Windows(run, 12.0))
+    model.domain = domain
+    window = Windows(run, 12.0)[[0, 9]].past(3)
+    state = model.init(window)
+    assert state.base.shape == (2, 16, 16, 16)
+    same(model.density(state), window.at(0), 1e-4)
+    stepped = model.density(model.step(state))
+    assert stepped.shape == (2, 15, 15, 15)
+    truth = Windows(run, 12.0)[[0, 9]].at(2)
+    assert (stepped - truth).norm() < 0.04 * truth.norm()
+    counts = n_electrons(stepped.numpy(), CELL)
+    np.testing.assert_allclose(counts, n_electrons(window.at(0).numpy(), CELL), rtol=1e-6)
 
 
 # --- errors ----------------------------------------------------------------------------------
 
 
-def test_a_state_without_a_past_says_what_makes_one(model) -> None:
-    state = given(model)[:, :2]
-    for call in (model, model.begin):
-        with pytest.raises(ShapeError, match=r"\(5, 2, 16, 16, 16\).*StatePairs.given"):
-            call(state)
-    with pytest.raises(ShapeError, match=r"give \(B, 3, X, Y, Z\), as StatePairs.given"):
-        iterate(model, state, 2)
-    with pytest.raises(ShapeError, match=r"give \(B, 2, X, Y, Z\), as StatePairs.given"):
-        iterate(lambda x: x, given(model), 2)
+def test_windows_of_another_domain(model) -> None:
+    """Both numbers are named."""
+    window = given([0])
+    wrong = {
+        r"frames are 12 fs apart, .* 6 fs": window.replace(times=2 * window.times),
+        r"0\.4594, 0\.4594, 0\.4594 ang.* with 0\.4375, 0\.4375": window.replace(
+            cell=1.05 * window.cell
+        ),
+        r"\[11\], .* on \[3\]": window.replace(numbers=torch.full((8,), 11)),
+        "3 frames up to the present are needed, the window has 1": window.past(1),
+    }
+    for words, bad in wrong.items():
+        with pytest.raises(WindowError, match=words):
+            model.init(bad)
+    # with velocities of its own the time between frames does not matter
+    model.init(given([0], atoms=True).replace(times=2 * window.times))
 
 
 def test_a_density_without_nuclei(model) -> None:
-    state = given(model)
-    flat = state.mean(dim=(2, 3, 4), keepdim=True).expand_as(state)
-    with pytest.raises(ShapeError, match=r"\[0, 0, 0\] nuclei found in three frames of 8 x 1"):
-        model(flat)
+    window = given([0])
+    flat = window.density.mean(dim=(2, 3, 4), keepdim=True).expand_as(window.density)
+    with pytest.raises(WindowError, match=r"\[0, 0, 0\] nuclei found in three frames of 8"):
+        model.init(window.replace(density=flat))
 
 
-def test_a_density_that_is_not_finite(model) -> None:
-    state = given(model)
-    state[1, 0, 3, 4, 5] = math.nan
-    with pytest.raises(ShapeError, match="nuclei"):
-        model(state)
+def test_several_species_are_not_read_from_a_density() -> None:
+    window = Windows(made_up_run("nacl"), 10.0)[0].past(3)
+    with pytest.raises(WindowError, match="no positions, and .* write positions"):
+        other("nacl").init(window.replace(positions=None, velocities=None))
+    with pytest.raises(WindowError, match="no atomic numbers"):
+        other("nacl").init(window.replace(numbers=None))
 
 
 def test_frames_too_far_apart(model) -> None:
-    x = liquid_run().positions.values[10] + np.array([[[0.0]], [[-0.8]], [[-1.6]]])
-    now, before, first = torch.from_numpy(density_of(x)).float()
-    state = torch.stack([now, (3 * now - 4 * before + first) / (2 * STEP), before])
-    with pytest.raises(ShapeError, match="more than 1.0 angstrom.*give frames 6 fs apart"):
-        model(state[None])
+    x = liquid_run().positions.values[10] + np.array([[[-1.6]], [[-0.8]], [[0.0]]])
+    density = torch.from_numpy(density_of(x)).float()[None]
+    with pytest.raises(WindowError, match=r"more than 1\.0 angstrom.*give frames 6 fs apart"):
+        model.init(given([0]).replace(density=density))
 
 
-def test_a_grid_that_does_not_divide_says_resample(model) -> None:
-    places = torch.zeros(1, 8, 3)
-    for call in (
-        lambda: model(torch.ones(1, 3, 15, 16, 16)),
-        lambda: iterate(model, torch.ones(1, 3, 16, 16, 15), 1),
-        lambda: model.begin_at(places, places, (16, 15, 16)),
-    ):
-        with pytest.raises(ShapeError, match="stride 2.*densitykit.fields.resample"):
-            call()
+def test_shapes_that_do_not_fit(model) -> None:
+    x = torch.zeros(1, 8, 3)
+    with pytest.raises(ShapeError, match=r"\(1, 8, 3\), velocities \(1, 7, 3\)"):
+        model.init_at(x, x[:, :7], torch.eye(3), (16, 16, 16))
+    net = model.residual_net
+    with pytest.raises(ShapeError, match="stride 2"):
+        net(*[torch.ones(1, 16, 15, 16)] * 3)
+
+
+def test_parts_need_atomic_numbers() -> None:
+    run = liquid_run().drop_vars("numbers")
+    run.encoding["source"] = "li.zarr"
+    with pytest.raises(TrajectoryError, match=r"li\.zarr: variable 'numbers' is missing"):
+        fit_parts(run, 12.0)

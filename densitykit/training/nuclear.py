@@ -1,7 +1,8 @@
 r"""Fitting an emulator that goes through the nuclei, part by part.
 
-What is linear is solved, in this order: the filter that finds nuclei, the force field, the form
-factor of the superposition. Only the residual net is trained, to minimise
+What is linear is solved, in this order: the filter that finds nuclei (if one species stands out
+of the density), the force field, the form factors of the superposition. Only the residual net is
+trained, to minimise
 
 .. math:: L = \Big\langle \big| e_{t+h} - \hat e_{t+h}[\tilde e_t] \big|^2 \Big\rangle, \qquad
    \tilde e_t = \begin{cases} 0 & \text{with probability } p \\
@@ -18,6 +19,7 @@ several steps, each from what the one before has made: an unrolled loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,88 +29,46 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from densitykit.analysis.nuclei import NucleiFilter
-from densitykit.cells import cubic_edge
-from densitykit.data.symmetry import augment
-from densitykit.data.windows import frames_apart
+from densitykit.analysis.nuclei import NucleiFilter, find_nuclei, match_nuclei
+from densitykit.analysis.tracking import implied_temperature, kinetic_temperature
+from densitykit.analysis.transport import unwrap
+from densitykit.data.transforms import fourier_resample, multiple_of
+from densitykit.data.windows import Window, Windows
 from densitykit.errors import TrajectoryError
-from densitykit.models.nuclear.emulator import NuclearEmulator, ResidualNet
-from densitykit.models.nuclear.force_field import as_double, fit_force_field
-from densitykit.models.nuclear.superposition import Superposition, fit_superposition
+from densitykit.models.base import Domain
+from densitykit.models.nuclear.emulator import NuclearEmulator
+from densitykit.models.nuclear.force_field import fit_force_field
+from densitykit.models.nuclear.superposition import fit_superposition
+from densitykit.neighbours import neighbour_pairs
 from densitykit.training.loop import fit
+from densitykit.units import atomic_masses
 
-__all__ = ["ResidualLoss", "ResidualPairs", "fit_parts", "residual_error", "train_emulator"]
-
-
-def _spacing(run: xr.Dataset, source: str) -> float:
-    """Time between frames in fs."""
-    if run.sizes["time"] < 2:
-        raise TrajectoryError(f"{source}: one frame has no spacing; give a longer run")
-    return float(run["time"][1] - run["time"][0])
+__all__ = ["ResidualLoss", "base_and_residual", "fit_parts", "residual_error", "train_emulator"]
 
 
-class ResidualPairs:
-    """Superpositions and residuals of a run, a horizon apart, in memory.
+def base_and_residual(model: NuclearEmulator, window: Window) -> tuple[Tensor, Tensor]:
+    """Superposition of the nuclei of all frames of a window, and what it leaves over.
 
-    Parameters
-    ----------
-    run
-        Trajectory with `density`, `positions` and `cell`, equally spaced; cubic.
-    superposition
-        The one whose residuals these are.
-    horizon
-        Time of one step in fs, a multiple of the spacing.
-    unroll
-        Steps that follow one another in a draw.
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        angstrom**-3, (B, K, X, Y, Z) each, on the working grid of the model.
 
     Raises
     ------
     TrajectoryError
-        If positions are missing, or the horizon does not fit.
+        If the window has no positions.
     """
-
-    def __init__(
-        self, run: xr.Dataset, superposition: Superposition, horizon: float, unroll: int = 1
-    ) -> None:
-        source = run.encoding.get("source", "trajectory")
-        cubic_edge(run["cell"].values, source)
-        self.lag = frames_apart(horizon, _spacing(run, source), source)
-        if "positions" not in run:
-            raise TrajectoryError(
-                f"{source}: variable 'positions' is missing; give an ab-initio run"
-            )
-        self.unroll = unroll
-        if len(run["time"]) <= unroll * self.lag:
-            raise TrajectoryError(f"{source}: shorter than the horizon of {unroll * horizon} fs")
-        density = torch.from_numpy(run["density"].values.astype(np.float32))
-        cell, positions = as_double(run["cell"]), as_double(run["positions"])
-        shape = tuple(density.shape[1:])
-        self.base = torch.cat([superposition(x, cell, shape).float() for x in positions.split(64)])
-        self.residual = density - self.base
-
-    def __len__(self) -> int:
-        return len(self.base) - self.unroll * self.lag
-
-    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random batch, each with its own symmetry, its steps one after the other.
-
-        Returns
-        -------
-        tuple[Tensor, Tensor]
-            base after, its change and residual before, (batch * unroll, 3, n, n, n); residual
-            after, (batch * unroll, 1, n, n, n); all in angstrom**-3.
-        """
-        drawn = []
-        for i in torch.randint(len(self), (batch,), generator=generator).tolist():
-            fields = [x for k in range(self.unroll) for x in self._step(i + k * self.lag)]
-            drawn += torch.stack(augment(*fields, generator=generator)).split(4)
-        fields = torch.stack(drawn)
-        return fields[:, :3], fields[:, 3:]
-
-    def _step(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """From frame i: base after, its change, residual before and after."""
-        after = self.base[i + self.lag]
-        return after, after - self.base[i], self.residual[i], self.residual[i + self.lag]
+    if window.positions is None:
+        raise TrajectoryError(
+            f"{window.source}: variable 'positions' is missing; give an ab-initio run"
+        )
+    grid, frames = multiple_of(model.stride, window.grid), len(window.offsets)
+    x, cells = window.positions.flatten(0, 1), window.cell.repeat_interleave(frames, dim=0)
+    with torch.no_grad():
+        base = model.superposition(x.to(cells), cells, grid, window.numbers)
+    base = base.float().unflatten(0, (-1, frames))
+    return base, fourier_resample(window.density, grid) - base
 
 
 class ResidualLoss(nn.Module):
@@ -117,47 +77,51 @@ class ResidualLoss(nn.Module):
     Parameters
     ----------
     model
-        The net to train.
+        The emulator whose residual net is trained, along the nuclei of windows with the offsets
+        0, h, 2h, ...
     memory_noise
         Largest eta.
     white_noise
         Largest eta', in standard deviations of the residual.
     forget
         Probability p of having no memory.
-    unroll
-        Steps that follow one another in a batch, as :class:`ResidualPairs` draws them.
     """
 
     def __init__(
         self,
-        model: ResidualNet,
+        model: NuclearEmulator,
         memory_noise: float = 0.4,
         white_noise: float = 0.1,
         forget: float = 0.1,
-        unroll: int = 1,
     ) -> None:
         super().__init__()
-        self.model, self.forget, self.unroll = model, forget, unroll
+        self.model, self.forget = model, forget
         self.memory_noise, self.white_noise = memory_noise, white_noise
         self.settings = {
             "memory_noise": memory_noise,
             "white_noise": white_noise,
             "forget": forget,
-            "unroll": unroll,
         }
+
+    def inputs(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Normalised fields of all steps: inputs (B, step, 3, *), residuals after (B, step, *)."""
+        base, residual = base_and_residual(self.model, window)
+        change, net = base[:, 1:] - base[:, :-1], self.model.residual_net
+        fields = torch.stack([base[:, 1:], change, residual[:, :-1]], dim=2)
+        fields = net.normalise(fields.flatten(0, 1)).unflatten(0, fields.shape[:2])
+        return fields, residual[:, 1:] / net.scales[2]
 
     def forward(
         self, fields: Tensor, residual: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        fields, residual = (x.unflatten(0, (-1, self.unroll)) for x in (fields, residual))
         memory = torch.stack([self._disturbed(x, generator) for x in fields[:, 0, 2]])[:, None]
         errors = []
-        for k in range(self.unroll):
+        for k in range(fields.shape[1]):
             inputs = torch.cat([fields[:, k, :2], memory], dim=1)
             # half the time, and errors move by less than their noise; sums are in single precision
             with torch.autocast(fields.device.type, torch.bfloat16):
-                memory = self.model.advance(inputs)
-            errors.append((memory - residual[:, k]).square().mean())
+                memory = self.model.residual_net.advance(inputs)
+            errors.append((memory[:, 0] - residual[:, k]).square().mean())
         return {"loss": torch.stack(errors).mean()}
 
     def _disturbed(self, memory: Tensor, generator: torch.Generator) -> Tensor:
@@ -171,48 +135,40 @@ class ResidualLoss(nn.Module):
 
 @torch.no_grad()
 def residual_error(
-    net: ResidualNet, pairs: ResidualPairs, steps: int = 40, every: int = 20, batch: int = 8
+    model: NuclearEmulator, windows: Windows, every: int = 20, batch: int = 4
 ) -> dict[str, float]:
-    """Relative l2 error of the density, given the true nuclei, after one step and after several.
+    """Relative l2 error of the density, given the true nuclei, after one step and after the last.
 
     Parameters
     ----------
-    net
-        The net to judge.
-    pairs
-        Of a held-out run.
-    steps
-        Length of the longer rollout.
+    model
+        The emulator whose residual net is judged.
+    windows
+        Of a held-out run, with context 1 and as many steps as the longer rollout takes.
     every
-        Take every so many frames.
+        Take every so many windows.
     batch
         Rollouts at once.
     """
-    if len(pairs) <= (steps - 1) * pairs.lag:
-        raise TrajectoryError(
-            f"{steps} steps outlast a held-out run of {len(pairs.base)} frames; give "
-            f"{steps * pairs.lag + 1} or more"
-        )
-    device, errors = net.mean.device, []
-    first = torch.arange(0, len(pairs) - (steps - 1) * pairs.lag, every)
-    for start in first.split(batch):
-        residual, part = pairs.residual[start].to(device), []
-        for k in range(1, steps + 1):
-            now, before = start + k * pairs.lag, start + (k - 1) * pairs.lag
-            base = pairs.base[now].to(device)
-            residual = net(base, pairs.base[before].to(device), residual)
-            truth = pairs.residual[now].to(device)
-            part.append(
-                (residual - truth).flatten(1).norm(dim=1) / (base + truth).flatten(1).norm(dim=1)
-            )
+    device, errors, net = model.species_masses.device, [], model.residual_net
+    starts = windows.every(every)
+    for k in range(0, len(starts), batch):
+        window = windows[starts[k : k + batch]].to(device)
+        base, truth = base_and_residual(model, window)
+        residual, part = truth[:, 0], []
+        for step in range(1, base.shape[1]):
+            residual = net(base[:, step], base[:, step - 1], residual)
+            wrong, right = residual - truth[:, step], base[:, step] + truth[:, step]
+            part.append(wrong.flatten(1).norm(dim=1) / right.flatten(1).norm(dim=1))
         errors.append(torch.stack(part, dim=1))
     mean = torch.cat(errors).mean(dim=0)
-    return {"validation_l2": float(mean[0]), f"validation_l2_after_{steps}": float(mean[-1])}
+    last = f"validation_l2_after_{len(mean)}"
+    return {"validation_l2": float(mean[0]), last: float(mean[-1])}
 
 
 def fit_parts(
     run: xr.Dataset,
-    horizon: float = 12.0,
+    horizon: float | None = None,
     every: int = 8,
     volumes: Sequence[xr.Dataset] = (),
     **arguments: Any,
@@ -222,15 +178,16 @@ def fit_parts(
     Parameters
     ----------
     run
-        Trajectory with `density`, `positions`, `forces` and `cell`; cubic.
+        Trajectory with `density`, `positions`, `forces`, `numbers` and `cell`.
     horizon
-        Time of one step in fs.
+        Time of one step in fs; by default `densitykit.data.windows.suitable_horizon`.
     every
         Take every so many frames for the linear fits.
     volumes
         Trajectories in other cells, for the pressure of the force field.
     **arguments
-        Others of :class:`densitykit.models.nuclear.emulator.NuclearEmulator`.
+        Others of :class:`densitykit.models.nuclear.emulator.NuclearEmulator`. By default the
+        thermostat holds the mean temperature of the run, and the nuclei step from frame to frame.
 
     Returns
     -------
@@ -240,31 +197,68 @@ def fit_parts(
     Raises
     ------
     TrajectoryError
-        If the run lacks something, is too short, not cubic or not finite.
+        If the run lacks something, is too short, or its cell changes.
     """
-    source = run.encoding.get("source", "trajectory")
-    edge = cubic_edge(run["cell"].values, source)
-    if not np.isfinite(run["density"].values).all():
-        raise TrajectoryError(
-            f"{source}: variable 'density' is not finite; run `python -m densitykit validate`"
-        )
-    filter = NucleiFilter.fit(run)
-    superposition = fit_superposition(run, every, charge=arguments.get("charge", 1.0))
+    windows = Windows(run, horizon, context=1)
+    for name in ("positions", "forces", "numbers"):
+        if name not in run or not np.isfinite(run[name].values).all():
+            raise TrajectoryError(
+                f"{windows.source}: variable '{name}' is missing or not finite; give an ab-initio "
+                "run that has it"
+            )
+    superposition = fit_superposition(run, every)
+    filter = _filter(run)
     card = {
-        "horizon": horizon,
-        "frame_spacing": _spacing(run, source),
-        "spacing": edge / run["density"].shape[1],
-        "filter_nodes": len(filter.weights),
+        "horizon": windows.horizon,
+        "domain": asdict(Domain.of(windows)),
+        "filter_nodes": 0 if filter is None else len(filter.weights),
         "knots": len(superposition.knots),
-        "force_field": {},
+        "temperature": _temperature(run, windows),
+        "substeps": windows.lag,
     } | arguments
+    given = dict(arguments.get("force_field", {}))
+    card["force_field"] = _reach(run, every, **given) | given
     model = NuclearEmulator(**card)
-    model.filter_nodes.copy_(torch.from_numpy(filter.wave_numbers))
-    model.filter_weights.copy_(torch.from_numpy(filter.weights))
+    if filter is not None:
+        model.filter_nodes.copy_(torch.from_numpy(filter.wave_numbers))
+        model.filter_weights.copy_(torch.from_numpy(filter.weights))
     model.superposition.load_state_dict(superposition.state_dict())
-    force_field = fit_force_field(run, every, volumes=volumes, **card["force_field"])
+    options = {"species": model.species} | card["force_field"]
+    force_field = fit_force_field(run, every, volumes=volumes, **options)
     model.force_field.load_state_dict(force_field.state_dict())
     return model, card
+
+
+def _filter(run: xr.Dataset) -> NucleiFilter | None:
+    """The filter that finds all nuclei of some frames of a run; None if there is none."""
+    if len(set(run["numbers"].values.tolist())) > 1:
+        return None
+    cell, filter = run["cell"].values, NucleiFilter.fit(run)
+    for k in np.linspace(0, run.sizes["time"] - 1, 5).round().astype(int):
+        found = find_nuclei(run["density"][k].values, cell, run.sizes["atom"], filter)
+        if (match_nuclei(found, run["positions"][k].values, cell, radius=0.2)[0] < 0).any():
+            return None
+    return filter
+
+
+def _temperature(run: xr.Dataset, windows: Windows) -> float:
+    """Mean temperature of a run in K, from velocities or else from displacements."""
+    masses = atomic_masses(run["numbers"].values)
+    if "velocities" in run:
+        return round(float(kinetic_temperature(run["velocities"].values, masses).mean()), 1)
+    paths = unwrap(run["positions"].load(), run["cell"].values).values
+    return round(implied_temperature(paths, masses, windows.time_step).temperature, 1)
+
+
+def _reach(run: xr.Dataset, every: int, cutoff: float = 7.0, **_: float) -> dict[str, Any]:
+    """Where radial functions begin, a little below the shortest distance; how many there are."""
+    cell, shortest = run["cell"].values, 0.5 * cutoff / 0.85
+    for x in run["positions"].values[::every]:
+        i, j, n = neighbour_pairs(x, cell, cutoff)
+        shortest = np.linalg.norm(x[j] - x[i] + n @ cell, axis=1).min(initial=shortest)
+    species = len(set(run["numbers"].values.tolist()))
+    # channels are species times radial functions, and their couples the cost
+    return {"closest": round(0.85 * float(shortest), 1), "radial": max(3, 6 // species)}
 
 
 def train_emulator(
@@ -302,17 +296,17 @@ def train_emulator(
     list[dict[str, float]]
         One row a step, see :func:`densitykit.training.loop.fit`.
     """
-    pairs = ResidualPairs(run, model.superposition, model.horizon, unroll)
-    net = model.residual_net
-    change = pairs.base[pairs.lag :] - pairs.base[: -pairs.lag]
-    net.set_scales(pairs.base, change, pairs.residual)
+    windows = Windows(run, model.horizon, context=1, steps=unroll)
+    some = windows[windows.every(1, max(4, min(512, 2**24 // int(np.prod(windows.grid)))))]
+    base, residual = base_and_residual(model, some)
+    model.residual_net.set_scales(base, base[:, 1:] - base[:, :-1], residual)
     if held_out is not None:
-        watched = ResidualPairs(held_out, model.superposition, model.horizon)
-        longest = (len(watched.base) - 1) // watched.lag
-        options["validate"] = partial(residual_error, net, watched, steps=min(40, longest))
+        longest = (held_out.sizes["time"] - 1) // windows.lag
+        watched = Windows(held_out, model.horizon, context=1, steps=min(40, longest))
+        options["validate"] = partial(residual_error, model, watched)
     return fit(
-        ResidualLoss(net, unroll=unroll, **(loss or {})),
-        pairs,
+        ResidualLoss(model, **(loss or {})),
+        windows,
         steps=steps,
         batch=batch,
         learning_rate=learning_rate,

@@ -344,9 +344,7 @@ class NuclearEmulator(nn.Module):
         count = round(float(window.at(0)[0].mean(dtype=torch.float64) * volume / charge))
         return torch.full((max(count, 1),), self.species[0])
 
-    def _differenced(
-        self, window: Window, cell: Tensor, numbers: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _differenced(self, window: Window, cell: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Positions and velocities now, from those of three frames."""
         tau, delta = window.time_step, self.horizon / self.substeps
         if window.positions is None:
@@ -361,7 +359,7 @@ class NuclearEmulator(nn.Module):
         return x[:, 2], v + (tau**2 / 3 + delta**2 / 6) * jerk
 
     def _read(self, window: Window, count: int) -> Tensor:
-        """Nuclei of the three frames of a member, found in the density, in one order: (3, N, 3)."""
+        """Nuclei of the three frames of a member, read from the density: (3, N, 3)."""
         if self.filter is None:
             raise WindowError(
                 f"{window.source}: no positions, and this NuclearEmulator cannot read those of "

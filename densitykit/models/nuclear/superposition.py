@@ -208,6 +208,9 @@ def _normal_equations(
     for k in range(0, run.sizes["time"], every):
         s = torch.from_numpy(run["positions"][k].values.astype(float) @ np.linalg.inv(cell))
         density = run["density"][k].values.astype(float)
+        if not np.isfinite(density).all():
+            source = run.encoding.get("source", "trajectory")
+            raise TrajectoryError(f"{source}: density is not finite in frame {k}; drop the frame")
         rho = np.fft.rfftn(density, norm="forward") * abs(np.linalg.det(cell))
         n = [structure_factors(s[None, kinds == a], shape)[0].numpy() for a in range(len(species))]
         for a, first in enumerate(n):
