@@ -22,10 +22,10 @@ import torch
 import xarray as xr
 from lightning_fabric import Fabric
 
+from densitykit import plot
 from densitykit.analysis.modes import structure_factor
 from densitykit.assess import assess, error_curves, pivot_metrics, validation_error
 from densitykit.assess.rollouts import standardised
-from densitykit.cells import cubic_edge
 from densitykit.data.transforms import LogNormal
 from densitykit.data.windows import Windows, load_windows
 from densitykit.io.reader import open_split, open_trajectory
@@ -38,7 +38,6 @@ from densitykit.models import (
     baselines,
     load_model,
 )
-from densitykit.plot import figures as plot
 from densitykit.rollout import Thermostat, rollout
 from densitykit.statistics import block_bootstrap, decorrelation_time
 from densitykit.training import copy_autoencoder, train_latent_diffusion
@@ -229,13 +228,14 @@ def _sections(
     """Heading, text and figure of each section of the report."""
     fields = {name: run.density.values for name, run in runs.items()}
     best = min(fields, key=lambda name: table.loc[name, "one-step l2"])
-    edge, length = cubic_edge(test.cell.numpy()), min(map(len, fields.values()))
+    cell, length = test.cell.numpy(), min(map(len, fields.values()))
     later = range(test.context - 1, len(test.times), test.lag)
     truth = np.stack([test.frames[i].numpy() for i in later])
     length = min(length, len(truth))
     times, curves = error_curves(emulators, test, steps=20)
     error = {k: tuple(block_bootstrap(v.T, 1)) for k, v in curves.items() if k != "mean field"}
     worst = min(5, length - 1)
+    pair = {REFERENCE: truth[worst], best: fields[best][worst]}
     aims = test.times[test.context - 1] + test.horizon * np.arange(length)
     films = {k: v[:length] for k, v in ({REFERENCE: truth} | fields).items()}
     picks = [0, 1, 5, min(20, length - 1), length - 1]
@@ -246,12 +246,12 @@ def _sections(
             "All start from the same test state. Chaos parts them from the reference within some "
             "100 fs; then only statistics can agree. Learned maps have a thermostat. "
             "A model trained for a minute or two loses the liquid within some steps.",
-            plot.panels_figure(films, aims, picks, "z", 12, edge=edge),
+            plot.panels_figure(films, aims, picks, cell=cell),
         ),
         (
             f"Where {best} errs most after {worst * test.horizon:.0f} fs",
             "The lattice plane with the largest error.",
-            plot.worst_slice_figure(truth[worst], fields[best][worst], edge=edge),
+            plot.comparison_figure(pair, *worst_slice(*pair.values()), cell=cell),
         ),
         (
             "Error against time",
@@ -262,6 +262,14 @@ def _sections(
         ("Structure factor", *_structure(fields, test, truth)),
         ("Training", "Loss and validation error.", _training_figure(history)),
     ]
+
+
+def worst_slice(truth: np.ndarray, prediction: np.ndarray) -> tuple[str, int]:
+    """Axis and index of the grid plane with the largest l2 error, of two fields (X, Y, Z)."""
+    square = np.square(prediction - truth, dtype=np.float64)
+    profiles = [square.mean(axis=axes) for axes in ((1, 2), (0, 2), (0, 1))]
+    axis = int(np.argmax([profile.max() for profile in profiles]))
+    return "xyz"[axis], int(profiles[axis].argmax())
 
 
 def _distributions(
@@ -282,7 +290,7 @@ def _structure(
         q, _, s = structure_factor(density, test.cell.numpy())
         curves[name] = tuple(block_bootstrap(s, round(decorrelation_time(s))))
     text = "Allowed q of the cell only; bands are 95 % block-bootstrap intervals."
-    return text, plot.structure_factor_figure(q, curves).update_yaxes(type="log")
+    return text, plot.structure_factor_figure(q, curves, log=True)
 
 
 def _training_figure(history: dict[str, Rows]) -> go.Figure:

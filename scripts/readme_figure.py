@@ -8,16 +8,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from densitykit.data.windows import load_pairs
+from densitykit.data.windows import Windows
+from densitykit.io.reader import open_split
 from densitykit.models import load_model
-from densitykit.plot import figures as plot
+from densitykit.plot import panels_figure
 from densitykit.rollout import rollout
 
 DATA = Path(__file__).parents[1] / "data"
-START, TIMES = 100, (12, 96, 192, 480)  # a state of the test run; fs after it
-MAPS = {
+START, STEPS = 100, (1, 8, 16, 40)  # a state of the test run; steps of 12 fs after it
+MODELS = {
     "through nuclei": "lithium-nuclear",
     "latent, sJSD": "lithium-latent-sjsd",
     "U-Net": "lithium-unet",
@@ -25,18 +24,16 @@ MAPS = {
 
 
 def main() -> None:
-    test = load_pairs(DATA / "lithium-800K.zarr", "test", horizon=12.0)
-    frames = [round(t / test.horizon) for t in TIMES]
-    fields = {"ab initio": test.states[START + test.lag * np.array(frames), 0].numpy()}
-    for name, checkpoint in MAPS.items():
+    run = open_split(DATA / "lithium-800K.zarr", "test")
+    window = Windows(run, horizon=12.0)[START]
+    runs = {"ab initio": run}
+    for name, checkpoint in MODELS.items():
         model = load_model(DATA / "checkpoints" / checkpoint)
-        film = rollout(model, test.given(model, START), frames[-1], cell=test.cell)
-        fields[name] = film.density.values[frames]
-    picks = range(len(TIMES))
-    fig = plot.panels_figure(fields, np.array(TIMES, float), picks, edge=test.cell[0, 0])
+        runs[name] = rollout(model, window, STEPS[-1], progress=False)
+    fig = panels_figure(runs, picks=STEPS)
     out = Path(sys.argv[1])
     out.parent.mkdir(exist_ok=True)
-    fig.write_image(out, scale=1.5)
+    fig.write_image(out, scale=2)
 
 
 if __name__ == "__main__":

@@ -2,25 +2,21 @@
 
 `explore` shows one run; `compare` shows a run beside its reference, with the error. Only the
 frames on the screen are read, so a store may be larger than memory. The figures are those of
-`densitykit.plot.figures`; for a page that must work without a kernel use `film_figure`.
+`densitykit.plot`; for a page that must work without a kernel use `film_figure`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import ipywidgets as widgets
-import numpy as np
 import plotly.graph_objects as go
-import xarray as xr
-from numpy.typing import NDArray
 
-from densitykit.errors import ShapeError
-from densitykit.plot.figures import colour_range, comparison_figure, slice_figure
+from densitykit.plot.runs import Drawable, Run, as_run, as_runs, at_common_times
+from densitykit.plot.slices import comparison_figure, slice_figure
+from densitykit.plot.theme import colour_range
 
 __all__ = ["Explorer", "compare", "explore"]
-
-Draw = Callable[[int, str, int], go.Figure]
 
 
 class Explorer(widgets.VBox):
@@ -31,28 +27,29 @@ class Explorer(widgets.VBox):
     draw
         Gives the figure of a frame, an axis ("x", "y", "z") and a grid point. Its figures all
         have the same traces; it reads what it draws.
-    times
-        Of the frames, in fs.
-    shape
-        Grid points along x, y and z.
+    run
+        Whose frames and grid the sliders follow.
+    first
+        The frame to begin with.
 
     Attributes
     ----------
-    time, axis, index
-        The widgets, whose values may be set from code as well.
-    figure
-        The `FigureWidget`; `figure.write_image` and the like work as for any plotly figure.
+    time, axis, index, figure
+        The widgets, whose values may be set from code as well, and the `FigureWidget`.
     """
 
-    def __init__(self, draw: Draw, times: NDArray[np.floating], shape: Sequence[int]) -> None:
-        self._draw, self._shape = draw, tuple(shape)
-        wide = {"continuous_update": False, "layout": widgets.Layout(width="420px")}
-        steps = [(f"{time:.7g} fs", frame) for frame, time in enumerate(times)]
-        self.time = widgets.SelectionSlider(options=steps, description="time", **wide)
+    def __init__(
+        self, draw: Callable[[int, str, int], go.Figure], run: Run, first: int = 0
+    ) -> None:
+        self._draw, self._grid = draw, run.grid
+        wide = dict(continuous_update=False, layout=widgets.Layout(width="420px"))
+        steps = [(run.label(frame), frame) for frame in range(len(run.density))]
+        self.time = widgets.SelectionSlider(options=steps, value=first, description="time", **wide)
         self.axis = widgets.ToggleButtons(options=["x", "y", "z"], value="z", description="normal")
         self.axis.style.button_width = "40px"
-        self.index = widgets.IntSlider(shape[2] // 2, 0, shape[2] - 1, description="plane", **wide)
-        play = widgets.Play(max=len(steps) - 1, interval=200, show_repeat=False)
+        last = run.grid[2] - 1
+        self.index = widgets.IntSlider((last + 1) // 2, 0, last, description="plane", **wide)
+        play = widgets.Play(value=first, max=len(steps) - 1, interval=200, show_repeat=False)
         widgets.jslink((play, "value"), (self.time, "index"))
         self.figure = go.FigureWidget(self._drawn())
         for control in (self.time, self.axis, self.index):
@@ -68,7 +65,7 @@ class Explorer(widgets.VBox):
         return self._draw(self.time.value, self.axis.value, self.index.value)
 
     def _redraw(self, change: dict[str, object]) -> None:
-        last = self._shape["xyz".index(self.axis.value)] - 1
+        last = self._grid["xyz".index(self.axis.value)] - 1
         if self.index.max != last:
             self.index.max = last  # of a shorter axis: moves the value, and comes back here
         new = self._drawn()
@@ -78,85 +75,41 @@ class Explorer(widgets.VBox):
             self.figure.layout.update(new.layout.to_plotly_json())
 
 
-def explore(run: xr.Dataset) -> Explorer:
+def explore(run: Drawable) -> Explorer:
     """Look at a run, plane by plane, on the range of colours of its first frame.
-
-    Parameters
-    ----------
-    run
-        Trajectory, open or in memory: `density` (time, x, y, z) in angstrom**-3, `time` in fs.
 
     Raises
     ------
     ShapeError
         No density or no frames, or a density that is not three-dimensional.
     """
-    density = _checked(run)
-    edge, colours = _edges(run), colour_range(density[0].values)
+    shown = as_run(run)
+    colours = colour_range(shown.field())
 
     def draw(frame: int, axis: str, index: int) -> go.Figure:
-        figure = slice_figure(density[frame].values, axis, index, edge=edge)
-        return figure.update_coloraxes(colours)
+        return slice_figure(shown.take([frame]), axis, index).update_coloraxes(colours)
 
-    return Explorer(draw, run["time"].values, density.shape[1:])
+    return Explorer(draw, shown)
 
 
 def compare(
-    reference: xr.Dataset,
-    run: xr.Dataset,
-    names: tuple[str, str] = ("reference", "prediction"),
+    reference: Drawable, run: Drawable, names: tuple[str, str] = ("reference", "prediction")
 ) -> Explorer:
     """Look at a run beside its reference, at the times of both, and at where they differ.
 
-    Parameters
-    ----------
-    reference, run
-        As in `explore`, on one grid, with some times in common (to 0.005 fs).
-    names
-        Titles of the two.
+    It opens at the second of these times: at the first a rollout is its reference.
 
     Raises
     ------
     ShapeError
         Other grids, no common times, times that do not increase, or as `explore`.
     """
-    truth, prediction = _checked(reference), _checked(run)
-    if truth.shape[1:] != prediction.shape[1:]:
-        raise ShapeError(f"grids {truth.shape[1:]} and {prediction.shape[1:]}; resample one")
-    times, others = (ds["time"].astype(float).to_index() for ds in (reference, run))
-    if not all(index.is_monotonic_increasing and index.is_unique for index in (times, others)):
-        raise ShapeError("times do not increase; sort the runs, and drop frames of equal times")
-    nearest = others.get_indexer(times, method="nearest", tolerance=0.005)
-    mine = np.flatnonzero(nearest >= 0)
-    if not len(mine):
-        spans = [f"{t[0]:g} to {t[-1]:g} fs" for t in (times, others)]
-        raise ShapeError(f"no common times in {spans[0]} and {spans[1]}; shift the times of one")
-    edge, colours = _edges(reference), colour_range(truth[int(mine[0])].values)
+    both = at_common_times(as_runs(dict(zip(names, (reference, run), strict=True))))
+    truth, _ = both.values()
+    colours = colour_range(truth.field())
 
     def draw(frame: int, axis: str, index: int) -> go.Figure:
-        fields = truth[int(mine[frame])].values, prediction[int(nearest[mine[frame]])].values
-        figure = comparison_figure(*fields, axis, index, edge=edge, names=names)
-        return figure.update_layout(coloraxis=colours)
+        now = {name: shown.take([frame]) for name, shown in both.items()}
+        return comparison_figure(now, axis, index).update_layout(coloraxis=colours)
 
-    return Explorer(draw, times.values[mine], truth.shape[1:])
-
-
-def _checked(run: xr.Dataset) -> xr.DataArray:
-    """The density, if it can be shown."""
-    if not isinstance(run, xr.Dataset) or "density" not in run:
-        raise ShapeError("there is no variable 'density'; give a trajectory, as a dataset")
-    density = run["density"]
-    if density.dims != ("time", "x", "y", "z") or not density.size:
-        raise ShapeError(
-            f"density has dimensions {dict(density.sizes)}; give one run in 3-D, of one or more "
-            "frames (of an ensemble isel(member=0); chains: plot.curve_film)"
-        )
-    return density
-
-
-def _edges(run: xr.Dataset) -> NDArray[np.float64] | None:
-    """Lengths of an orthorhombic cell in angstrom; None for another or none: grid points."""
-    if "cell" not in run:
-        return None
-    cell = run["cell"].values
-    return np.diag(cell) if np.allclose(cell, np.diag(np.diag(cell))) else None
+    return Explorer(draw, truth, first=min(1, len(truth.density) - 1))

@@ -1,0 +1,191 @@
+"""What is drawn: densities, and the cell, atoms and times that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from densitykit.errors import ShapeError
+
+__all__ = ["Drawable", "Run", "as_run", "as_runs", "at_common_times"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Frames of one density; a store is read frame by frame, where it is drawn.
+
+    Attributes
+    ----------
+    density
+        Shape (T, X, Y, Z), in angstrom**-3.
+    times
+        Shape (T,), in fs, or None.
+    cell
+        Shape (3, 3) or (T, 3, 3), in angstrom, or None: lengths are then grid steps.
+    numbers, positions
+        Shapes (N,), and (T, N, 3) in angstrom, or None.
+    """
+
+    density: Any
+    times: NDArray[np.floating] | None = None
+    cell: NDArray[np.floating] | None = None
+    numbers: NDArray[np.integer] | None = None
+    positions: Any = None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return tuple(self.density.shape[1:])
+
+    @property
+    def unit(self) -> str:
+        return "grid point" if self.cell is None else "Å"
+
+    def field(self, frame: int = 0) -> NDArray[np.floating]:
+        """Density of one frame, shape (X, Y, Z)."""
+        return np.asarray(self.density[frame])
+
+    def cell_at(self, frame: int = 0) -> NDArray[np.float64]:
+        """Lattice vectors of one frame; grid steps where they are unknown."""
+        if self.cell is None:
+            return np.diag(self.grid).astype(float)
+        return self.cell if self.cell.ndim == 2 else self.cell[frame]
+
+    def atoms(self, frame: int = 0) -> tuple[NDArray[np.integer], NDArray[np.float64]] | None:
+        """Atomic numbers and positions of one frame, where they and the cell are known."""
+        if self.positions is None or self.numbers is None or self.cell is None:
+            return None
+        positions = np.asarray(self.positions[frame], float)
+        known = np.isfinite(positions).all(axis=1)
+        return self.numbers[known], positions[known]
+
+    def label(self, frame: int = 0) -> str:
+        """Time of one frame, or its number."""
+        return f"frame {frame}" if self.times is None else f"{self.times[frame]:.7g} fs"
+
+    def take(self, frames: Sequence[int]) -> Run:
+        """Only these frames."""
+        moving = {"density": self.density, "times": self.times, "positions": self.positions}
+        if np.ndim(self.cell) == 3:
+            moving["cell"] = self.cell
+        frames = np.asarray(frames)
+        return replace(self, **{k: v if v is None else v[frames] for k, v in moving.items()})
+
+
+#: a trajectory, or a density of shape (X, Y, Z) or (T, X, Y, Z) in angstrom**-3
+Drawable = xr.Dataset | ArrayLike | Run
+
+
+def as_run(
+    drawn: Drawable,
+    name: str = "density",
+    cell: ArrayLike | None = None,
+    times: ArrayLike | None = None,
+) -> Run:
+    """Take a trajectory, or a density with what its coordinates and `cell`, `times` say.
+
+    Raises
+    ------
+    ShapeError
+        No density, not one run in three dimensions, or a cell or times that do not fit.
+    """
+    if isinstance(drawn, Run):
+        return drawn
+    is_dataset = isinstance(drawn, xr.Dataset)
+    if is_dataset and "density" not in drawn:
+        raise ShapeError(f"{name}: there is no variable 'density'; give a trajectory")
+    density = _frames(drawn["density"] if is_dataset else drawn, name)
+    near = drawn if is_dataset else getattr(drawn, "coords", {})
+    known = {key: near[key].values for key in ("cell", "numbers", "time") if key in near}
+    times = known.get("time") if times is None else times
+    times = None if times is None else np.atleast_1d(np.asarray(times, float))
+    cell = _lattice(known.get("cell") if cell is None else cell)
+    per_frame = {"times": times, "a cell for each frame": cell if np.ndim(cell) == 3 else None}
+    for what, values in per_frame.items():
+        if values is not None and len(values) != len(density):
+            problem = f"{name} has shape {tuple(density.shape)}, {what} {values.shape}"
+            raise ShapeError(f"{problem}; pass one for each frame")
+    positions = near.get("positions")
+    if positions is not None and "time" not in positions.dims:
+        positions = positions.expand_dims(time=len(density))
+    return Run(density, times, cell, known.get("numbers"), positions)
+
+
+def _frames(density: ArrayLike, name: str) -> Any:
+    """A density as (T, X, Y, Z)."""
+    is_labelled = isinstance(density, xr.DataArray)
+    sizes = f"dimensions {dict(density.sizes)}" if is_labelled else f"shape {np.shape(density)}"
+    if is_labelled and {"x", "y", "z"} <= set(density.dims):
+        density = density.transpose(..., "x", "y", "z")
+        density = density if "time" in density.dims else density.expand_dims("time")
+    elif np.ndim(density) == 3 and "time" not in getattr(density, "dims", ()):
+        density = np.asarray(density)[None]
+    if np.ndim(density) != 4 or 0 in density.shape:
+        fix = "give one run in 3-D, (X, Y, Z) or (T, X, Y, Z), that is not empty"
+        hint = "of an ensemble isel(member=0); chains: chain.film.curve_film"
+        raise ShapeError(f"{name} has {sizes}; {fix} ({hint})")
+    return density
+
+
+def _lattice(cell: ArrayLike | None) -> NDArray[np.float64] | None:
+    """Lattice vectors (3, 3) or (T, 3, 3) from an edge, three edges, or vectors, in angstrom."""
+    if cell is None:
+        return None
+    cell = np.asarray(cell, float)
+    cell = np.eye(3) * cell if cell.shape in ((), (3,)) else cell
+    fix = "pass an edge, three edges or three lattice vectors in rows, in angstrom"
+    if cell.ndim not in (2, 3) or cell.shape[-2:] != (3, 3):
+        raise ShapeError(f"the cell has shape {cell.shape}; {fix}")
+    if not np.isfinite(cell).all() or (abs(np.linalg.det(cell)) < 1e-9).any():
+        raise ShapeError(f"the cell {cell.tolist()} has no volume; {fix}")
+    return cell
+
+
+def as_runs(
+    drawn: Mapping[str, Drawable], cell: ArrayLike | None = None, times: ArrayLike | None = None
+) -> dict[str, Run]:
+    """Several densities on one grid; those without a cell take that of the first."""
+    if not drawn:
+        raise ShapeError("there is nothing to draw; pass at least one field")
+    runs = {name: as_run(thing, name or "density", cell, times) for name, thing in drawn.items()}
+    first, *_ = runs.values()
+    for name, run in runs.items():
+        if run.grid != first.grid:
+            problem = f"{name} has the grid {run.grid}, not {first.grid}"
+            raise ShapeError(f"{problem}; pass fields on one grid (densitykit.fields.resample)")
+    lone = {name: replace(r, cell=first.cell) for name, r in runs.items() if r.cell is None}
+    return runs | lone
+
+
+def at_common_times(runs: Mapping[str, Run]) -> dict[str, Run]:
+    """The frames at times that all runs have, to 0.005 fs; without times, all of them.
+
+    Raises
+    ------
+    ShapeError
+        No common times, times that do not increase, or unlike numbers of frames without times.
+    """
+    first, *others = runs.values()
+    if not others:
+        return dict(runs)
+    lengths = {name: len(run.density) for name, run in runs.items()}
+    if any(run.times is None for run in runs.values()):
+        if len(set(lengths.values())) > 1:
+            raise ShapeError(f"unlike numbers of frames, {lengths}; pass runs with times")
+        return dict(runs)
+    times = [pd.Index(run.times) for run in runs.values()]
+    if not all(t.is_monotonic_increasing and t.is_unique for t in times):
+        raise ShapeError("times do not increase; sort the runs, and drop frames of equal times")
+    picks = np.array([t.get_indexer(times[0], method="nearest", tolerance=5e-3) for t in times])
+    picks = picks[:, (picks >= 0).all(axis=0)]
+    if not picks.size:
+        spans = " and ".join(f"{t[0]:g} to {t[-1]:g} fs" for t in times)
+        raise ShapeError(f"no common times in {spans}; shift the times of one")
+    return {
+        name: run.take(frames) for (name, run), frames in zip(runs.items(), picks, strict=True)
+    }
