@@ -26,7 +26,7 @@ from densitykit.models import SurrogateUNet, load_model, read_provenance, save_m
 SPLITS = {
     "train": {"run": ".", "start": 0, "stop": 20},
     "validation": {"run": ".", "start": 22, "stop": 34},
-    "test": {"run": ".", "start": 36, "stop": 64},
+    "test": {"run": ".", "start": 36, "stop": 170},
 }
 
 
@@ -45,7 +45,7 @@ def command(monkeypatch, capsys):
 @pytest.fixture
 def store(mock_trajectory) -> Path:
     """Give a store with splits, frames 2 fs apart."""
-    path = mock_trajectory("li.zarr", n_frames=64)
+    path = mock_trajectory("li.zarr", n_frames=170)
     write_splits(path, SPLITS)
     return path
 
