@@ -200,7 +200,7 @@ def rollout(
     WindowError, RolloutError
         See :func:`start` and :func:`iterate`.
     """
-    first = window.past(1)
+    begun, first = start(emulator, window), window.past(1)
     names = [f"member-{i}" for i in range(len(window))] if len(window) > 1 else ["."]
     details = {
         "title": f"rollout of {type(emulator).__name__}",
@@ -208,7 +208,6 @@ def rollout(
         "seed": seed,
         **(attrs or {}),
     }
-    begun = start(emulator, window)
     frames = _frames(emulator, begun, window, steps, seed, progress)
     times = [float(t) + emulator.horizon * np.arange(steps + 1) for t in window.now]
     if path is None:

@@ -267,13 +267,15 @@ def _nuclear_samples(run: xr.Dataset, nuclei: Nuclei | None, longest: float) -> 
         return {}
     spacing, tracked = _spacing(run), nuclei.tracked
     lags = np.arange(int(longest / spacing + 1e-6) + 1)
-    whole = tracked.seen.all(axis=1)
+    whole, masses = tracked.seen.all(axis=1), atomic_masses(nuclei.numbers)
     samples = {"complete": whole, "temperature": np.array([np.nan])}
     if whole.mean() >= COMPLETE:
-        masses = atomic_masses(nuclei.numbers)
         samples["temperature"] = _temperatures(tracked.measured, masses, spacing)
-    # relative to all nuclei together, whatever their masses: the runs hold the centre of mass
-    paths = tracked.positions - np.nanmean(tracked.positions, axis=1, keepdims=True)
+    # relative to the centre of mass of those that are known
+    weights = masses[:, None] * np.isfinite(tracked.positions)
+    total = np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
+    paths = tracked.positions
+    paths = paths - np.nansum(weights * paths, axis=1, keepdims=True) / total
     species = np.unique(nuclei.numbers)
     for number in species:
         of = f" {SYMBOLS[number]}" if len(species) > 1 else ""
@@ -392,7 +394,7 @@ def _electron_errors(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float
 def _noise_levels(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Value-sJSD from histograms (time, bin), in noise levels of a run of this length."""
     level = jensen_shannon(*(half.mean(axis=0) for half in np.array_split(theirs, 2)))
-    level *= max(1.0, (1 + len(theirs) / len(ours)) / 4)
+    level = max(level * max(1.0, (1 + len(theirs) / len(ours)) / 4), 1e-12)  # rounding
     return float(jensen_shannon(ours.mean(axis=0), theirs.mean(axis=0)) / level)
 
 
@@ -421,7 +423,7 @@ def _dynamic_rows(ours: Samples, theirs: Samples, length: float) -> Iterator[Row
         }[key]
         known = _interval(ours[name], block, len(ours["electrons"]), statistic)
         truth, low, high = _interval(theirs[name], block, length, statistic)
-        near = low <= known[0] <= high or abs(known[0] / truth - 1) <= (tolerance or 0.0)
+        near = low <= known[0] <= high or abs(known[0] - truth) <= (tolerance or 0) * abs(truth)
         words = f"within {tolerance:.0%} or the interval" if tolerance else "within the interval"
         judged = ("", np.nan) if tolerance is None else (words, bool(near))
         if tolerance is not None and short:

@@ -79,6 +79,10 @@ class Domain:
     voxel: tuple[tuple[float, ...], ...]
     species: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:  # a checkpoint's card has lists
+        object.__setattr__(self, "voxel", tuple(map(tuple, self.voxel)))
+        object.__setattr__(self, "species", tuple(self.species))
+
     @classmethod
     def of(cls, windows: Windows | Window) -> Self:
         """Return the domain of training windows."""

@@ -6,47 +6,44 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from analytic import run_of
 from torch import Tensor
 
 from densitykit.assess import (
+    assess,
+    cost_table,
     error_curves,
     one_step_errors,
     one_step_table,
-    operations_per_step,
-    rollout_table,
-    seconds_per_step,
-    wide_table,
+    pivot_metrics,
+    validation_error,
 )
-from densitykit.data.transforms import LogNormal
-from densitykit.data.windows import StatePairs
+from densitykit.assess.cost import ab_initio_seconds, operations_per_step, seconds_per_step
+from densitykit.data.windows import Windows
+from densitykit.errors import ShapeError, TrajectoryError
+from densitykit.io.reader import open_trajectory
+from densitykit.io.splits import write_splits
 from densitykit.models.baselines import LinearExtrapolation, Persistence
+from densitykit.rollout import rollout
 
 H, N = 2.0, 4
-CELL = 6.0 * np.eye(3)
-TRANSFORM = LogNormal(-3.0, 0.3, 0.0)
 
 
-def growing(frames: int = 12, lag: int = 1) -> StatePairs:
+def growing(frames: int = 14, lag: int = 1) -> Windows:
     """A fixed positive field times (1 + frame)."""
-    field = torch.rand((N, N, N), generator=torch.Generator().manual_seed(0)) + 0.5
-    rho = field * torch.arange(1.0, frames + 1)[:, None, None, None]
-    rate = (field / H).expand_as(rho)
-    return StatePairs(torch.stack([rho, rate], 1), H * np.arange(frames), lag * H, CELL)
+    field = np.random.default_rng(0).uniform(0.5, 1.5, (N, N, N))
+    return Windows(run_of(field * np.arange(1.0, frames + 1)[:, None, None, None], H), lag * H)
 
 
-def liquid(frames: int = 16, seed: int = 0) -> np.ndarray:
-    """Log-normal noise with the same number of electrons in each frame."""
-    rho = np.exp(np.random.default_rng(seed).normal(-3, 0.3, (frames, 6, 6, 6)))
-    return rho * (0.05 / rho.mean((1, 2, 3), keepdims=True))
+class WrongBy(LinearExtrapolation):
+    """Knows the truth and overshoots it by the fraction e."""
 
+    def __init__(self, e: float, horizon: float = H) -> None:
+        super().__init__(horizon)
+        self.e = e
 
-def wrong_by(e: float, horizon: float = H):
-    """A map that knows the truth and overshoots it by the fraction e."""
-
-    def step(x: Tensor) -> Tensor:
-        return (1 + e) * LinearExtrapolation(horizon)(x)
-
-    return step
+    def step(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return (1 + self.e) * super().step(state)
 
 
 # --- one step --------------------------------------------------------------------------------
@@ -54,27 +51,26 @@ def wrong_by(e: float, horizon: float = H):
 
 @pytest.mark.parametrize("lag", [1, 3])
 def test_one_step_errors_of_a_known_error(lag):
-    pairs = growing(lag=lag)
-    errors = one_step_errors(wrong_by(-0.03, lag * H), pairs)
-    assert errors.shape == (12 - lag, 2)
+    errors = one_step_errors(WrongBy(-0.03, lag * H), growing(lag=lag))
+    assert errors.shape == (14 - 2 - lag, 2)
     np.testing.assert_allclose(errors, 0.03, rtol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-def test_every_takes_a_part_of_the_pairs(batch):
-    """Persistence of k + 1 against k + 2: 1/(k + 2)."""
+def test_every_takes_a_part_of_the_windows(batch):
+    """Persistence of the third frame on: 3 against 4, ..."""
     errors = one_step_errors(Persistence(H), growing(), every=3, batch=batch)
-    expected = 1 / (np.arange(0, 11, 3) + 2)
+    expected = 1 / (np.arange(0, 11, 3) + 4)
     np.testing.assert_allclose(errors, np.stack([expected] * 2, 1), rtol=1e-5)
 
 
 def test_one_step_table_is_tidy():
-    table = one_step_table({"a": wrong_by(0.05), "b": Persistence(H)}, growing())
+    table = one_step_table({"a": WrongBy(0.05), "b": Persistence(H)}, growing())
     assert list(table) == ["model", "metric", "value", "low", "high"]
     assert list(table.model) == ["a", "a", "b", "b"]
     assert list(table.metric) == ["one-step l1", "one-step l2"] * 2
     np.testing.assert_allclose(table.value[:2], 0.05, rtol=1e-4)
-    np.testing.assert_allclose(table.value[2:], (1 / np.arange(2, 13)).mean(), rtol=1e-5)
+    np.testing.assert_allclose(table.value[2:], (1 / np.arange(4, 15)).mean(), rtol=1e-5)
     assert (table.low <= table.value + 1e-9).all() and (table.value <= table.high + 1e-9).all()
 
 
@@ -83,109 +79,140 @@ def test_one_step_table_is_tidy():
 
 @pytest.mark.parametrize("lag", [1, 2])
 def test_error_curves_of_persistence(lag):
-    """From frame f after k steps: (f + 1) against (f + 1 + k lag)."""
-    steps = 3
-    pairs = growing(12, lag)
+    """From frame f + 2 after k steps: (f + 3) against (f + 3 + k lag)."""
+    steps, windows = 3, growing(14, lag)
     maps = {"still": Persistence(lag * H), "linear": LinearExtrapolation(lag * H)}
-    times, curves = error_curves(maps, pairs, steps, starts=4)
+    times, curves = error_curves(maps, windows, steps, starts=4)
     np.testing.assert_allclose(times, lag * H * np.array([1, 2, 3]))
     first = np.linspace(0, 11 - steps * lag, 4).astype(int)
     ahead = lag * np.arange(1, steps + 1)[:, None]
-    np.testing.assert_allclose(curves["still"], ahead / (first + 1 + ahead), rtol=1e-5)
+    np.testing.assert_allclose(curves["still"], ahead / (first + 3 + ahead), rtol=1e-5)
     np.testing.assert_allclose(curves["linear"], 0, atol=1e-6)
 
 
-# --- statistics of rollouts ------------------------------------------------------------------
+def test_the_longest_rollout_is_named():
+    with pytest.raises(ShapeError, match="12 steps of 2 fs outlast the run of 14 frames; .* 11"):
+        error_curves({"still": Persistence(H)}, growing(), 12)
+    assert error_curves({"still": Persistence(H)}, growing(), 11)[1]["still"].shape == (11, 1)
 
 
-def scores(table: pd.DataFrame, model: str) -> pd.Series:
-    return table[table.model == model].set_index("metric").value
+def test_validation_is_the_mean_error():
+    expected = (1 / (np.arange(0, 11, 4) + 4)).mean()
+    assert validation_error(Persistence(H), growing()) == {
+        "validation_l2": pytest.approx(expected, rel=1e-5)
+    }
 
 
-def test_the_reference_agrees_with_itself():
-    reference = liquid()
-    table = rollout_table({"same": reference.copy()}, reference, CELL, TRANSFORM)
-    same, halves = (scores(table, name) for name in ("same", "reference halves"))
-    assert same["value-sJSD"] == pytest.approx(0, abs=1e-12)
-    assert same["value-sJSD / floor"] == pytest.approx(0, abs=1e-9)
-    assert same["S(q) error"] == 0 and same["sd ln rho / reference"] == 1
-    assert same["electron drift"] < 1e-14
-    assert halves["value-sJSD"] > 0 and halves["value-sJSD / floor"] == 1
-    assert 0 < halves["S(q) error"] < 1
-    assert halves["sd ln rho / reference"] == pytest.approx(1, abs=0.05)
+# --- the one table ---------------------------------------------------------------------------
 
 
-def test_planted_faults_are_measured():
-    reference = liquid()
-    drifting = reference * (1 + 1e-3 * np.arange(16) / 15)[:, None, None, None]
-    mean = reference.mean()
-    calm = mean * (reference / mean) ** 0.5
-    fluctuation = mean + 2 * (reference - mean)
-    table = rollout_table(
-        {"drifting": drifting, "calm": calm, "wild": fluctuation}, reference, CELL, TRANSFORM
+def test_emulators_and_rollouts_in_one_table(mock_trajectory):
+    """Each emulator at its own horizon; rollouts with reference, target and verdict."""
+    path = mock_trajectory(n_frames=120)
+    bounds = {"train": (0, 60), "test": (60, 120)}
+    write_splits(path, {k: {"run": ".", "start": a, "stop": b} for k, (a, b) in bounds.items()})
+    test = open_trajectory(path).isel(time=slice(60, 120))
+    film = rollout(Persistence(2.0), Windows(test, 2.0)[0], 25, progress=False)
+    emulators = {"short": Persistence(2.0), "long": Persistence(8.0)}
+    table = assess(path, emulators, {"film": film}, cost=True)
+    assert list(table.columns[:5]) == ["model", "metric", "value", "low", "high"]
+    assert {"reference", "reference_low", "reference_high", "target", "passed"} <= {*table}
+    assert list(table.model.unique()) == ["short", "long", "film"]
+    wide = pivot_metrics(table)
+    assert 2 * wide["one-step l2"]["short"] < wide["one-step l2"]["long"]
+    expected = one_step_errors(Persistence(8.0), Windows(test, 8.0)).mean(axis=0)
+    assert wide.loc["long", ["one-step l1", "one-step l2"]].tolist() == pytest.approx(expected)
+    assert (wide["seconds per step"].dropna() > 0).all() and len(wide["seconds per step"]) == 3
+    count = table[(table.model == "film") & table.metric.str.startswith("electron count")]
+    assert count.passed.item() is True and count.value.item() < 1e-6
+
+
+def test_nothing_to_assess_is_an_empty_table(mock_trajectory):
+    path = mock_trajectory(n_frames=40)
+    write_splits(
+        path,
+        {k: {"run": ".", "start": 0, "stop": 20} for k in ("train",)}
+        | {"test": {"run": ".", "start": 20, "stop": 40}},
     )
-    assert scores(table, "drifting")["electron drift"] == pytest.approx(1e-3, rel=1e-9)
-    assert scores(table, "calm")["sd ln rho / reference"] == pytest.approx(0.5, rel=1e-9)
-    assert scores(table, "wild")["S(q) error"] == pytest.approx(3, rel=1e-9)  # 2^2 - 1
-    assert scores(table, "calm")["value-sJSD / floor"] > 10
-
-
-def test_negative_densities_do_not_break_the_table():
-    reference = liquid()
-    below = reference.copy()
-    below[3, 0, 0, 0] = -1e-3
-    table = rollout_table({"below": below}, reference, CELL, TRANSFORM)
-    assert np.isfinite(table.value).all()
+    assert list(assess(path)) == ["model", "metric", "value", "low", "high"]
 
 
 # --- cost and layout -------------------------------------------------------------------------
 
 
+class Watched(Persistence):
+    """Notes members and threads of each step."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__(H)
+        self.fails, self.calls = fails, []
+
+    def step(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        self.calls.append((tuple(state.shape), torch.get_num_threads()))
+        if self.fails:
+            raise RuntimeError("boom")
+        return state
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_seconds_per_step_restores_the_threads(fails):
-    calls = []
-
-    def step(x: Tensor) -> Tensor:
-        calls.append((tuple(x.shape), torch.get_num_threads()))
-        if fails:
-            raise RuntimeError("boom")
-        return x
-
+    emulator, window = Watched(fails), growing()[[0, 3]]
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         if fails:
             with pytest.raises(RuntimeError, match="boom"):
-                seconds_per_step(step, torch.ones(2, 4, 4, 4))
+                seconds_per_step(emulator, window)
         else:
-            assert 0 < seconds_per_step(step, torch.ones(2, 4, 4, 4), repeats=3) < 1
-            assert calls == [((1, 2, 4, 4, 4), 1)] * 4
+            assert 0 < seconds_per_step(emulator, window, repeats=3) < 1
+            assert emulator.calls == [((2, N, N, N), 1)] * 4
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
 
-def test_wide_table_keeps_the_order_of_models_and_metrics():
+def test_speed_up_over_ab_initio_dynamics():
+    """Of one member; without the cost of the run it is left out."""
+    windows = growing()
+    emulator = Watched(False)
+    table = cost_table({"a": emulator}, windows)
+    assert list(table.metric) == ["seconds per step"]
+    assert {shape for shape, _ in emulator.calls} == {(1, N, N, N)}
+    windows.attrs.update({"seconds_per_step_one_core": 3.0, "time_step_fs": 1.5})
+    seconds, gain = cost_table({"a": emulator}, windows).value
+    assert gain == pytest.approx(3.0 / 1.5 * H / seconds)
+    assert ab_initio_seconds(windows.attrs) == 2.0
+    with pytest.raises(TrajectoryError, match="time_step_fs"):
+        ab_initio_seconds({"seconds_per_step_one_core": 3.0})
+
+
+def test_pivot_metrics_keeps_the_order_of_models_and_metrics():
     columns = ["model", "metric", "value"]
     first = pd.DataFrame([("z", "l2", 1.0), ("z", "l1", 2.0), ("a", "l2", 3.0)], columns=columns)
     second = pd.DataFrame([("a", "cost", 4.0), ("m", "cost", 5.0)], columns=columns)
-    wide = wide_table([first, second])
+    wide = pivot_metrics([first, second])
     assert list(wide.index) == ["z", "a", "m"] and list(wide) == ["l2", "l1", "cost"]
     assert wide.loc["z", "l1"] == 2 and wide.loc["a", "cost"] == 4
     assert np.isnan(wide.loc["m", "l2"])
 
 
-def test_wide_table_shows_what_could_not_be_computed():
+def test_pivot_metrics_shows_what_could_not_be_computed():
     table = pd.DataFrame(
         [("a", "l1", 1.0), ("a", "l2", np.nan), ("b", "l1", np.nan), ("b", "l2", np.nan)],
         columns=["model", "metric", "value"],
     )
-    wide = wide_table([table])
+    wide = pivot_metrics([table])
     assert list(wide.index) == ["a", "b"] and list(wide) == ["l1", "l2"]
     assert wide.loc["a", "l1"] == 1 and wide.isna().sum().sum() == 3
 
 
+class Mixing(Persistence):
+    """A linear map along z."""
+
+    def step(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return state @ torch.eye(N)
+
+
 def test_operations_are_those_of_one_member():
-    """A linear map along z: N^3 points, N products and N sums each, for rho and for its rate."""
-    weights = torch.eye(N)
-    assert operations_per_step(lambda x: x @ weights, growing()) == 2 * 2 * N**3 * N
+    """N^3 points, N products and N sums each."""
+    assert operations_per_step(Mixing(H), growing()) == 2 * N**3 * N

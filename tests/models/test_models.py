@@ -1,4 +1,4 @@
-"""Networks and one-step maps: symmetry, conservation, the sampler's closed form, checkpoints."""
+"""Networks and emulators on the grid: symmetry, conservation, domains, sampler, checkpoints."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from analytic import HEXAGONAL, moving_atoms, run_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from densitykit.errors import CheckpointError, ShapeError
+from densitykit.assess import one_step_errors
+from densitykit.data.transforms import LogNormal
+from densitykit.data.windows import Window, Windows
+from densitykit.errors import CheckpointError, WindowError
 from densitykit.models import (
     Autoencoder,
+    Domain,
+    Emulator,
+    FieldEmulator,
     LatentDiffusion,
     SurrogateUNet,
     load_model,
     read_provenance,
     save_model,
 )
+from densitykit.models.base import FieldState
 from densitykit.nn.layers import UNet, circular_conv, depth_to_space, space_to_depth
+from densitykit.rollout import rollout
 
 CONSTANTS = {"mu": -1.0, "sigma": 0.5, "eps": 0.01, "horizon": 4.0}
 SMALL = {
@@ -61,6 +70,17 @@ def physical_state(batch: int = 2, n: int = 8) -> Tensor:
     rho = torch.exp(0.5 * torch.randn(batch, n, n, n, generator=generator) - 1.2)
     rate = 0.1 * rho * torch.randn(rho.shape, generator=generator)
     return torch.stack([rho, rate - rate.mean(SPACE, keepdim=True)], dim=1)
+
+
+def as_state(x: Tensor) -> FieldState:
+    """Density and rate (B, 2, X, Y, Z) as the state of an emulator on the grid."""
+    mean = x[:, 0].double().mean(SPACE, keepdim=True)
+    return FieldState(x, mean, tuple(x.shape[2:]))
+
+
+def stepped(model: nn.Module, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Density and rate one horizon later."""
+    return model.step(as_state(x), generator).fields
 
 
 def generator() -> torch.Generator:
@@ -130,7 +150,8 @@ def test_unet_shapes(patch: int, widths: tuple[int, ...]) -> None:
 @both_models
 def test_shapes(kind: type[nn.Module]) -> None:
     model, x = small(kind), physical_state()
-    out = model(x, generator())
+    out = stepped(model, x, generator())
+    assert isinstance(model, Emulator)
     assert out.shape == x.shape and out.dtype == torch.float32
     assert out.isfinite().all() and not out.requires_grad
     assert model.stride == 4
@@ -189,14 +210,15 @@ def test_supercell_of_copies(kind: type[nn.Module]) -> None:
         model.sample = lambda latent, generator: model.denoise(
             latent, latent.new_full((1,), 0.5), latent
         )
-    torch.testing.assert_close(model(tiled), model(x).repeat(1, 1, 2, 2, 2), rtol=1e-4, atol=1e-5)
+    ours = stepped(model, x).repeat(1, 1, 2, 2, 2)
+    torch.testing.assert_close(stepped(model, tiled), ours, rtol=1e-4, atol=1e-5)
 
 
 @both_models
 def test_electron_count_is_exact(kind: type[nn.Module]) -> None:
     model, x = small(kind), physical_state(3)
     x[1] *= 2
-    out = model(x, generator()).double()
+    out = stepped(model, x, generator()).double()
     mean = x[:, 0].double().mean(SPACE)
     assert not torch.allclose(out[:, 0], x[:, 0].double(), rtol=0.01)  # the step does something
     torch.testing.assert_close(out[:, 0].mean(SPACE), mean, rtol=1e-6, atol=0)
@@ -204,10 +226,173 @@ def test_electron_count_is_exact(kind: type[nn.Module]) -> None:
     assert (out[:, 1].mean(SPACE).abs() <= 1e-6 * out[:, 1].std()).all()
 
 
+# --- from raw frames, and back ---------------------------------------------------------------
+
+
+def frames(grid: tuple[int, ...] = (8, 8, 8), **options: object) -> Windows:
+    """Windows of two species in an orthorhombic cell, 2 fs apart, targets 4 fs ahead."""
+    cell = options.pop("cell", np.diag([4.0, 5.0, 6.0]))
+    run = moving_atoms([11, 11, 17], frames=12, cell=cell, grid=grid, **options)
+    return Windows(run, 4.0)
+
+
+class Identity(FieldEmulator):
+    """A step that changes nothing, on a grid of multiples of four."""
+
+    stride = 4
+
+    def advance(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return state
+
+
 @both_models
-def test_grid_must_fit_the_stride(kind: type[nn.Module]) -> None:
-    with pytest.raises(ShapeError, match=r"10.*4"):
-        small(kind)(physical_state(1, 10))
+def test_init_makes_density_and_rate_of_raw_frames(kind: type[nn.Module]) -> None:
+    model, window = small(kind), frames()[[0, 3]]
+    state = model.init(window)
+    rho = window.density.double()
+    rate = (3 * rho[:, 2] - 4 * rho[:, 1] + rho[:, 0]) / (2 * 2.0)
+    torch.testing.assert_close(state.fields[:, 0], window.at(0), rtol=0, atol=0)
+    torch.testing.assert_close(state.fields[:, 1], rate.float(), rtol=0, atol=1e-7)
+    assert torch.equal(model.density(state), window.at(0))
+
+
+@both_models
+def test_a_pair_is_two_states_a_horizon_apart(kind: type[nn.Module]) -> None:
+    model, window = small(kind), frames()[[0, 3]]
+    now, later = model.normalised_pair(window, 2)
+    for found, end in ((now, 0), (later, 2)):
+        expected = model.normalise(model.init(window.past(3, end)).fields)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(later[:, 0], model.transform.forward(window.at(2)))
+
+
+@pytest.mark.parametrize("grid", [(14, 14, 14), (7, 9, 10), (8, 8, 8), (5, 4, 6)])
+def test_any_grid_goes_in_and_comes_out(grid: tuple[int, ...]) -> None:
+    """Resampled to the stride and back, the density is what it was, and so are the electrons."""
+    model, window = Identity(**CONSTANTS), frames(grid)[[0, 3]]
+    window = window.replace(density=window.density + 0.1)  # positive between the points, too
+    state = model.init(window)
+    assert all(n % 4 == 0 for n in state.fields.shape[2:])
+    assert model.working_grid(grid) == tuple(state.fields.shape[2:])
+    counts = window.at(0).double().mean(SPACE)
+    for _ in range(3):
+        density = model.density(state)
+        assert tuple(density.shape) == (2, *grid)
+        torch.testing.assert_close(density.double().mean(SPACE), counts, rtol=1e-6, atol=0)
+        torch.testing.assert_close(density, window.at(0), rtol=1e-5, atol=0)
+        state = model.step(state)
+
+
+@both_models
+@pytest.mark.parametrize("grid", [(14, 14, 14), (6, 9, 10)])
+def test_networks_step_on_any_grid(kind: type[nn.Module], grid: tuple[int, ...]) -> None:
+    model, window = small(kind), frames(grid)[[0, 3]]
+    density = model.density(model.step(model.init(window), generator()))
+    assert tuple(density.shape) == (2, *grid) and density.isfinite().all()
+    counts = window.at(0).double().mean(SPACE)
+    torch.testing.assert_close(density.double().mean(SPACE), counts, rtol=1e-6, atol=0)
+    for state in model.normalised_pair(window, 2):
+        assert tuple(state.shape[2:]) == model.working_grid(grid)
+
+
+def test_arguments_follow_from_the_training_windows() -> None:
+    windows = frames()
+    card = SurrogateUNet.arguments_for(windows)
+    assert json.loads(json.dumps(card))["horizon"] == 4.0
+    whole = LogNormal.of(windows)
+    assert (card["mu"], card["sigma"], card["eps"]) == (whole.mu, whole.sigma, whole.eps)
+    model = SurrogateUNet(**card, widths=(8, 16), blocks=(1, 1))
+    assert model.domain == Domain.of(windows)
+    assert model.domain.time_step == 2.0 and model.domain.species == (11, 17)
+    np.testing.assert_allclose(model.domain.voxel, np.diag([0.5, 0.625, 0.75]))
+    assert "4 fs" in repr(model) and "0.5, 0.625, 0.75" in repr(model)
+    assert str(sum(p.numel() for p in model.parameters())) in repr(model)
+
+
+# --- domains ---------------------------------------------------------------------------------
+
+
+def trained_on(windows: Windows) -> FieldEmulator:
+    return Identity(**Identity.arguments_for(windows))
+
+
+@pytest.mark.parametrize(
+    ("other", "numbers"),
+    [
+        (lambda: frames(time_step=1.0), "frames are 1 fs apart.* 2 fs apart"),
+        (lambda: frames((10, 8, 8)), r"0\.4, 0\.625, 0\.75 .*0\.5, 0\.625, 0\.75"),
+        (lambda: frames(cell=np.diag([4.0, 5.0, 6.6])), r"0\.5, 0\.625, 0\.825 .*0\.75"),
+        (
+            lambda: frames(cell=np.array([[4.0, 0, 0], [0, 5, 0], [1, 0, 5.916]])),
+            r"angles 90, 80\.\d+, 90.*angles 90, 90, 90",
+        ),
+        (lambda: species([3, 3]), r"numbers \[3\].*trained on \[11, 17\]"),
+        (lambda: species([11, 17, 35]), r"numbers \[11, 17, 35\].*trained on \[11, 17\]"),
+    ],
+    ids=["time step", "grid spacing", "cell", "angles", "species", "one species more"],
+)
+def test_what_does_not_fit_is_refused_with_both_numbers(
+    other: Callable[[], Windows], numbers: str
+) -> None:
+    model = trained_on(frames())
+    with pytest.raises(WindowError, match=rf"runs/li\.zarr: .*{numbers}"):
+        model.init(other()[0])
+
+
+def species(numbers: list[int]) -> Windows:
+    cell = np.diag([4.0, 5.0, 6.0])
+    return Windows(moving_atoms(numbers, frames=12, cell=cell), 4.0)
+
+
+def test_too_few_frames_are_refused_with_both_numbers() -> None:
+    window = frames()[0].past(2)
+    with pytest.raises(WindowError, match="3 frames .* the window has 2; .*context=3"):
+        trained_on(frames()).init(window)
+
+
+def test_what_fits_is_taken() -> None:
+    """A supercell, a turned cell, fewer species, unknown species, 1 % of strain."""
+    model = trained_on(frames())
+    turned = np.array([[0.0, 4, 0], [0, 0, 5], [6, 0, 0]])
+    for windows in (
+        frames((16, 8, 8), cell=np.diag([8.0, 5.0, 6.0])),
+        frames(cell=turned),
+        frames(cell=1.01 * np.diag([4.0, 5.0, 6.0])),
+        species([11, 11]),
+        Windows(run_of(np.full((6, 8, 8, 8), 0.1), cell=np.diag([4.0, 5.0, 6.0])), 4.0),
+    ):
+        assert model.density(model.init(windows[0])).shape[0] == 1
+    hexagonal = trained_on(frames(cell=HEXAGONAL))
+    hexagonal.init(frames(cell=HEXAGONAL)[0])
+    with pytest.raises(WindowError, match=r"angles 90, 90, 90.*angles 90, 90, 120"):
+        hexagonal.init(frames(cell=np.diag([5.0, 5.0, 6.0]))[0])
+
+
+def test_without_a_domain_nothing_is_checked() -> None:
+    window: Window = species([3, 3])[0]
+    Identity(**CONSTANTS).init(window)
+
+
+def test_the_domain_is_stored_with_the_checkpoint(tmp_path: Path) -> None:
+    windows = frames()
+    card = SurrogateUNet.arguments_for(windows) | {"widths": [8, 16], "blocks": [1, 1]}
+    path = save_model(SurrogateUNet(**card), tmp_path / "nacl", card)
+    assert load_model(path).domain == Domain.of(windows)
+    with pytest.raises(WindowError, match="1 fs apart, this SurrogateUNet .* 2 fs apart"):
+        load_model(path).init(frames(time_step=1.0)[0])
+
+
+def test_an_untrained_denoiser_has_no_dynamics() -> None:
+    """An autoencoder alone would roll out as persistence does, and nobody would notice."""
+    model, window = LatentDiffusion(**SMALL[LatentDiffusion]).eval(), frames()[0]
+    words = "denoiser .* never trained.*--autoencoder"
+    with pytest.raises(CheckpointError, match=words):
+        model.step(model.init(window))
+    with pytest.raises(CheckpointError, match=words):
+        rollout(model, window, 2, progress=False)
+    with pytest.raises(CheckpointError, match=words):
+        one_step_errors(model, frames())
+    one_step_errors(stirred(model), frames())
 
 
 # --- autoencoder -----------------------------------------------------------------------------
@@ -324,15 +509,15 @@ def test_checkpoint_round_trip(kind: type[nn.Module], tmp_path: Path) -> None:
     loaded = load_model(path)
     assert type(loaded) is kind and not loaded.training and loaded.horizon == 4.0
     x = physical_state()
-    assert torch.equal(loaded(x, generator()), model(x, generator()))
+    assert torch.equal(stepped(loaded, x, generator()), stepped(model, x, generator()))
     assert read_provenance(path) == {"seed": 3, "steps": 10}
 
 
 def test_checkpoint_is_found_without_its_suffix(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    assert torch.equal(
-        load_model(path.with_suffix(""))(physical_state()), load_model(path)(physical_state())
-    )
+    x = physical_state()
+    found, expected = (stepped(load_model(p), x) for p in (path.with_suffix(""), path))
+    assert torch.equal(found, expected)
 
 
 def test_names_with_a_point_stay_apart(tmp_path: Path) -> None:

@@ -12,28 +12,29 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from analytic import moving_atoms, run_of
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from densitykit.assess import one_step_errors
 from densitykit.data.transforms import LogNormal
-from densitykit.data.windows import StatePairs, step_generator
-from densitykit.errors import CheckpointError
-from densitykit.metrics import relative_l2
+from densitykit.data.windows import Window, Windows, step_generator
+from densitykit.errors import CheckpointError, ShapeError, TrajectoryError
 from densitykit.models import LatentDiffusion, SurrogateUNet
-from densitykit.training.loop import (
+from densitykit.training import (
+    LatentDiffusionLoss,
     OneStepLoss,
-    PosterLoss,
-    adopt_autoencoder,
+    copy_autoencoder,
     fit,
+    train,
     train_latent_diffusion,
-    train_surrogate,
 )
 
 HORIZON = 4.0
@@ -50,21 +51,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def small_pairs(frames: int = 16, n: int = 8) -> StatePairs:
-    """A wave that moves through the cell: density and exact rate, 2 fs apart."""
+def small_windows(frames: int = 18, n: int = 8, horizon: float = HORIZON) -> Windows:
+    """A wave that moves through the cell, 2 fs apart."""
     x = np.arange(n) / n
     t = 2.0 * np.arange(frames)[:, None, None, None]
     omega = 2 * np.pi / 60
     phase = 2 * np.pi * (x[:, None, None] + 2 * x[:, None]) - omega * t
     other = 2 * np.pi * (x - x[:, None]) + 2 * omega * t
-    rho = 0.3 + 0.1 * np.sin(phase) + 0.1 * np.cos(other)
-    rate = omega * (-0.1 * np.cos(phase) - 0.2 * np.sin(other))
-    states = torch.tensor(np.stack([rho, rate], axis=1), dtype=torch.float32)
-    return StatePairs(states, t[:, 0, 0, 0], HORIZON)
+    return Windows(run_of(0.3 + 0.1 * np.sin(phase) + 0.1 * np.cos(other), 2.0), horizon)
 
 
 def constants() -> dict[str, float]:
-    transform = LogNormal.fit(small_pairs().states[:, 0].numpy(), eps=0.01)
+    transform = LogNormal.of(small_windows())
     return {"mu": transform.mu, "sigma": transform.sigma, "eps": 0.01, "horizon": HORIZON}
 
 
@@ -93,7 +91,7 @@ def train_short(
 ) -> tuple[SurrogateUNet, list[dict[str, float]]]:
     model = small_surrogate()
     options = {"fabric": cpu()} | SHORT | changes
-    return model, train_surrogate(model, small_pairs(), run_dir=run_dir, **options)
+    return model, train(model, small_windows(), run_dir=run_dir, **options)
 
 
 def curve(rows: list[dict[str, float]], *keys: str) -> list[tuple[float, ...]]:
@@ -101,13 +99,12 @@ def curve(rows: list[dict[str, float]], *keys: str) -> list[tuple[float, ...]]:
 
 
 def normalised(model: nn.Module, count: int = 8) -> tuple[Tensor, Tensor]:
-    state, later = small_pairs()[:count]
-    return model.normalise(state), model.normalise(later)
+    windows = small_windows()
+    return model.normalised_pair(windows[:count], windows.lag)
 
 
 def one_step_l2(model: nn.Module) -> float:
-    state, later = small_pairs()[:]
-    return relative_l2(model(state)[:, 0], later[:, 0]).mean().item()
+    return one_step_errors(model, small_windows())[:, 1].mean()
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
@@ -134,7 +131,7 @@ def test_terms_of_the_loss(
 ) -> None:
     model = small_diffusion()
     model.autoencoder.requires_grad_(not frozen)
-    loss = PosterLoss(model, lambda_1, lambda_2, reading)
+    loss = LatentDiffusionLoss(model, lambda_1, lambda_2, reading)
     terms = loss(*normalised(model), step_generator(0, 0))
     assert terms.keys() == names | {"loss"}
     weights = {"ae": 1.0, "ldm": lambda_1, "sjsd": lambda_2}
@@ -146,7 +143,7 @@ def test_terms_of_the_loss(
 def test_each_term_trains_its_own_part() -> None:
     """L_AE moves the autoencoder alone, L_LDM the denoiser alone."""
     model = small_diffusion()
-    terms = PosterLoss(model, 1.0)(*normalised(model), step_generator(0, 0))
+    terms = LatentDiffusionLoss(model, 1.0)(*normalised(model), step_generator(0, 0))
     autoencoder = list(model.autoencoder.parameters())
     denoiser = [*model.net.parameters(), *model.embed.parameters()]
 
@@ -163,16 +160,16 @@ def test_reconstruction_term_by_hand() -> None:
     state, later = normalised(model)
     both = torch.cat([state, later])
     expected = (model.decode(model.encode(both)) - both).square().mean()
-    terms = PosterLoss(model, 0.0)(state, later, step_generator(0, 0))
+    terms = LatentDiffusionLoss(model, 0.0)(state, later, step_generator(0, 0))
     torch.testing.assert_close(terms["ae"], expected)
 
 
 def test_untrained_denoising_loss_is_one() -> None:
     """With F = 0 and increments of unit variance, every noise level costs one."""
     model = small_diffusion()
-    state, later = normalised(model, len(small_pairs()))
+    state, later = normalised(model, len(small_windows()))
     model.set_latent_scales(state, later)
-    loss = PosterLoss(model, condition_noise=0.0)
+    loss = LatentDiffusionLoss(model, condition_noise=0.0)
     values = [loss(state, later, step_generator(0, i))["ldm"].item() for i in range(20)]
     assert np.mean(values) == pytest.approx(1, abs=0.05)
 
@@ -185,13 +182,13 @@ def test_perfect_prediction_costs_nothing(reading: str) -> None:
     model.increment_scale = torch.full((2, 1, 1, 1), 0.3)
     state, later = normalised(model)
     model.denoise = lambda x, sigma, latent: (later - latent) / 0.3
-    terms = PosterLoss(model, 1.0, 1.0, reading, condition_noise=0.5)(
+    terms = LatentDiffusionLoss(model, 1.0, 1.0, reading, condition_noise=0.5)(
         state, later, step_generator(0, 0)
     )
     assert abs(terms["ldm"].item()) < 1e-6
     assert abs(terms["sjsd"].item()) < 1e-6
     model.denoise = lambda x, sigma, latent: torch.zeros_like(x)  # persistence of a noisy state
-    terms = PosterLoss(model, 1.0, 1.0, reading, condition_noise=0.5)(
+    terms = LatentDiffusionLoss(model, 1.0, 1.0, reading, condition_noise=0.5)(
         state, later, step_generator(0, 0)
     )
     assert terms["ldm"].item() > 0.1 and terms["sjsd"].item() > 1e-3
@@ -205,7 +202,7 @@ def test_divergence_of_a_half_precision_prediction(reading: str) -> None:
     model.increment_scale = torch.ones(2, 1, 1, 1)
     state, later = normalised(model)
     model.denoise = lambda x, sigma, latent: later - latent
-    terms = PosterLoss(model, 1.0, 1.0, reading)(state, later, step_generator(0, 0))
+    terms = LatentDiffusionLoss(model, 1.0, 1.0, reading)(state, later, step_generator(0, 0))
     assert terms["sjsd"].dtype == torch.float32
     assert 0 <= terms["sjsd"].item() < 1e-4
 
@@ -220,12 +217,12 @@ def test_regression_loss_of_linear_extrapolation() -> None:
     assert noisy["loss"] > terms["loss"] + 0.05
 
 
-def test_adopted_autoencoder() -> None:
+def test_copied_autoencoder() -> None:
     """The receiver encodes as the donor does and keeps its own denoiser."""
     donor, receiver, untouched = small_diffusion(1), small_diffusion(2), small_diffusion(2)
     state, later = normalised(donor)
     donor.set_latent_scales(state, later)
-    adopt_autoencoder(receiver, donor)
+    copy_autoencoder(receiver, donor)
     assert torch.equal(receiver.encode(state), donor.encode(state))
     assert torch.equal(receiver.increment_scale, donor.increment_scale)
     assert same_weights(receiver.net, untouched.net) and not same_weights(receiver.net, donor.net)
@@ -235,11 +232,11 @@ def test_adopted_autoencoder() -> None:
 
 
 def test_surrogate_overfits() -> None:
-    model, pairs = small_surrogate(), small_pairs()
+    model, windows = small_surrogate(), small_windows()
     start = one_step_l2(model)
-    rows = train_surrogate(
+    rows = train(
         model,
-        pairs,
+        windows,
         steps=100,
         batch=4,
         learning_rate=1e-2,
@@ -256,7 +253,7 @@ def test_latent_diffusion_overfits() -> None:
     model = small_diffusion()
     rows = train_latent_diffusion(
         model,
-        small_pairs(),
+        small_windows(),
         autoencoder_steps=60,
         steps=60,
         lambda_2=1.0,
@@ -269,9 +266,9 @@ def test_latent_diffusion_overfits() -> None:
         values = [r[term] for r in rows if r["block"] == block]
         assert len(values) == 60
         assert np.mean(values[-10:]) < factor * np.mean(values[:10])
-    z = model.encode(normalised(model, len(small_pairs()))[0])
+    z = model.encode(normalised(model, len(small_windows()))[0])
     assert z.std(dim=(0, 2, 3, 4)).tolist() == pytest.approx([1] * 4, rel=0.05)
-    assert model(small_pairs()[:2][0], step_generator(0, 0)).isfinite().all()
+    assert np.isfinite(one_step_errors(model, small_windows())).all()
 
 
 def test_rows_and_schedule() -> None:
@@ -299,14 +296,14 @@ def test_averaged_weights() -> None:
             return super().forward(*batch)
 
     last, averaged = small_surrogate(), small_surrogate()
-    fit(Watched(last), small_pairs(), **SHORT, ema=0.0, fabric=cpu())
+    fit(Watched(last), small_windows(), **SHORT, ema=0.0, fabric=cpu())
     trace = [*seen[1:], last.state_dict()]
     expected = {k: v.clone() for k, v in seen[0].items()}
     for step, weights in enumerate(trace):
         decay = min(0.5, (1 + step) / (10 + step))
         for name, weight in weights.items():
             expected[name].lerp_(weight, 1 - decay)
-    fit(OneStepLoss(averaged), small_pairs(), **SHORT, ema=0.5, fabric=cpu())
+    fit(OneStepLoss(averaged), small_windows(), **SHORT, ema=0.5, fabric=cpu())
     for name, weight in averaged.state_dict().items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-7)
 
@@ -320,7 +317,7 @@ def test_validation_sees_the_averaged_weights_and_leaves_no_trace() -> None:
         return {}
 
     options = SHORT | {"fabric": cpu(), "validate": validate, "validate_every": 5}
-    rows = train_surrogate(model, small_pairs(), **options)
+    rows = train(model, small_windows(), **options)
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, seen[-1][name])
     _, plain = train_short()
@@ -337,19 +334,98 @@ def test_training_repeats() -> None:
 def test_precision(precision: str) -> None:
     """Mixed precision trains, and its loss terms are near those of single precision."""
     model = small_diffusion()
-    loss = PosterLoss(model, 1.0, 1.0)
+    loss = LatentDiffusionLoss(model, 1.0, 1.0)
     # weights away from zero, so that every term has something to measure
     with torch.no_grad():
         for p in model.net.parameters():
             p.add_(0.05 * torch.randn_like(p))
     single = loss(*normalised(model, 2), step_generator(5, 0))
-    pairs = small_pairs()
-    pairs.draw = lambda batch, generator: pairs[:2]
-    rows = fit(loss, pairs, **SHORT | {"steps": 3}, fabric=cpu(precision=precision))
+    windows = small_windows()
+    windows.sample_batch = lambda batch, generator: windows[:2]
+    rows = fit(loss, windows, **SHORT | {"steps": 3}, fabric=cpu(precision=precision))
     assert all(math.isfinite(v) for row in rows for v in row.values())
     for name in ("ae", "ldm", "sjsd"):
         assert rows[0][name] == pytest.approx(single[name].item(), rel=0.1), name
     assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+# --- one front door --------------------------------------------------------------------------
+
+
+class Line(nn.Module):
+    """A module of one's own: the factor by which the density grows in a horizon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(0.5))
+        self.lag = 2
+
+    def inputs(self, window: Window) -> tuple[Tensor, Tensor]:
+        return window.at(0), window.at(self.lag)
+
+    def forward(self, now: Tensor, later: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": (self.factor * now - later).square().mean()}
+
+
+def test_a_module_of_ones_own_is_trained() -> None:
+    growth = 1.1 ** np.arange(18)[:, None, None, None]
+    windows = Windows(run_of(growth * np.ones((18, 4, 4, 4)), 2.0), HORIZON)
+    model = Line()
+    options = {"learning_rate": 0.05, "ema": 0.0, "fabric": cpu()}
+    rows = train(model, windows, steps=150, batch=4, **options)
+    assert len(rows) == 150 and rows[-1].keys() == {"step", "loss", "learning_rate", "seconds"}
+    assert model.factor.item() == pytest.approx(1.1**2, rel=1e-2)
+
+
+def test_what_cannot_be_trained_is_named() -> None:
+    with pytest.raises(ShapeError, match="a Linear says not how it is trained; .*inputs"):
+        train(nn.Linear(2, 2), small_windows(), steps=2)
+
+
+@pytest.mark.parametrize("make", [small_surrogate, small_diffusion])
+def test_held_out_windows_are_watched(make: Callable[[], nn.Module]) -> None:
+    """The figure of the last row is the one-step error of the trained model."""
+    model, held_out = make(), small_windows(24)
+    options = {"batch": 2, "fabric": cpu(), "validate_every": 2}
+    more = {"autoencoder_steps": 3} if isinstance(model, LatentDiffusion) else {}
+    rows = train(model, small_windows(), held_out, steps=5, **options, **more)
+    watched = [row["step"] for row in rows if "validation_l2" in row]
+    assert watched == [1, 3, 4]
+    expected = one_step_errors(model, held_out, every=4)[:, 1].mean()
+    assert rows[-1]["validation_l2"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_training_in_any_cell_on_any_grid() -> None:
+    """Two species, orthorhombic, 2.5 fs, a grid that is no multiple of the stride."""
+    cell = np.diag([4.0, 5.0, 6.0])
+    run = moving_atoms([11, 17], frames=16, time_step=2.5, cell=cell, grid=(7, 9, 10))
+    windows = Windows(run, 5.0)
+    model = SurrogateUNet(**SurrogateUNet.arguments_for(windows), widths=(8, 16), blocks=(1, 1))
+    rows = train(model, windows, windows, steps=3, batch=2, fabric=cpu())
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    assert 0 < rows[-1]["validation_l2"] < 1
+
+
+def test_training_keeps_no_more_frames_than_it_may() -> None:
+    """However long the run: frames in memory, not bytes of the process, are counted."""
+    density = np.random.default_rng(0).uniform(0.2, 0.4, (120, 8, 8, 8))
+    windows = Windows(run_of(density, 2.0), HORIZON, cache_bytes=12 * 4 * 8**3)
+    most, read = [], windows.frames._read
+
+    def watched(start: int) -> None:
+        read(start)
+        most.append(len(windows.frames.kept))
+
+    windows.frames._read = watched
+    train(small_surrogate(), windows, windows, steps=6, batch=4, fabric=cpu())
+    assert len(most) > 20 and max(most) == 12
+
+
+def test_a_bad_frame_stops_the_training_by_name() -> None:
+    density = np.random.default_rng(0).uniform(0.2, 0.4, (18, 8, 8, 8))
+    density[11, 0, 0, 0] = np.nan
+    with pytest.raises(TrajectoryError, match="frame 11"):
+        train(small_surrogate(), Windows(run_of(density), HORIZON), steps=3, fabric=cpu())
 
 
 # --- killed and resumed ----------------------------------------------------------------------
@@ -357,7 +433,8 @@ def test_precision(precision: str) -> None:
 
 def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
     """This file as a program, with one thread."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    paths = [str(Path(__file__).parents[k]) for k in (1, 2)]  # what tests share, and the package
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, __file__, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -408,19 +485,19 @@ def test_both_blocks_resume(tmp_path: Path) -> None:
     def stop() -> dict[str, float]:
         raise Stop
 
-    def train(
+    def trained(
         run_dir: Path | None, **more: object
     ) -> tuple[LatentDiffusion, list[dict[str, float]]]:
         model = small_diffusion()
         rows = train_latent_diffusion(
-            model, small_pairs(), run_dir=run_dir, fabric=cpu(), **options, **more
+            model, small_windows(), run_dir=run_dir, fabric=cpu(), **options, **more
         )
         return model, rows
 
-    model, rows = train(None)
+    model, rows = trained(None)
     with pytest.raises(Stop):
-        train(tmp_path, validate=stop, validate_every=5)
-    resumed, continued = train(tmp_path)
+        trained(tmp_path, validate=stop, validate_every=5)
+    resumed, continued = trained(tmp_path)
     assert curve(continued, "block") == curve(rows, "block")
     assert same_weights(model, resumed)
 
@@ -439,9 +516,15 @@ def test_other_settings_are_refused(change: dict[str, float], tmp_path: Path) ->
 def test_state_of_another_objective_is_refused(tmp_path: Path) -> None:
     """The same network under another loss is another training."""
     model = small_diffusion()
-    fit(PosterLoss(model, 1.0), small_pairs(), **SHORT, run_dir=tmp_path, fabric=cpu())
+    fit(LatentDiffusionLoss(model, 1.0), small_windows(), **SHORT, run_dir=tmp_path, fabric=cpu())
     with pytest.raises(CheckpointError, match=r"state\.safetensors"):
-        fit(PosterLoss(model, 1.0, 1.0), small_pairs(), **SHORT, run_dir=tmp_path, fabric=cpu())
+        fit(
+            LatentDiffusionLoss(model, 1.0, 1.0),
+            small_windows(),
+            **SHORT,
+            run_dir=tmp_path,
+            fabric=cpu(),
+        )
 
 
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -449,7 +532,19 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     wider = SurrogateUNet(**constants(), widths=(8, 24), blocks=(1, 1))
     with pytest.raises(CheckpointError, match=r"state\.safetensors: state of another model; use"):
-        train_surrogate(wider, small_pairs(), run_dir=tmp_path, fabric=cpu(), **SHORT)
+        train(wider, small_windows(), run_dir=tmp_path, fabric=cpu(), **SHORT)
+
+
+def test_state_of_other_data_is_refused(tmp_path: Path) -> None:
+    """The same settings, another run, another horizon: another training."""
+    train_short(tmp_path)
+    with pytest.raises(
+        CheckpointError, match="(?s)made with settings .*crc32.*crc32.*another run"
+    ):
+        train(small_surrogate(), small_windows(19), run_dir=tmp_path, fabric=cpu(), **SHORT)
+    with pytest.raises(CheckpointError, match="(?s)windows, 4 fs.*windows, 6 fs"):
+        other = small_windows(horizon=6.0)
+        train(small_surrogate(), other, run_dir=tmp_path, fabric=cpu(), **SHORT)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "foreign", "moments missing"])
@@ -477,7 +572,7 @@ def test_damaged_state_is_refused(damage: str, tmp_path: Path) -> None:
 def averaged_gradients(seed: int) -> SurrogateUNet:
     """What two ranks have to arrive at, step by step in one process."""
     model = small_surrogate(seed)
-    objective, pairs = OneStepLoss(model), small_pairs()
+    objective, windows = OneStepLoss(model), small_windows()
     trained = list(model.parameters())
     average = [p.detach().clone() for p in trained]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -485,8 +580,8 @@ def averaged_gradients(seed: int) -> SurrogateUNet:
         optimizer.zero_grad()
         for rank in (0, 1):
             generator = step_generator(SHORT["seed"], step, rank)
-            state, later = (model.normalise(x) for x in pairs.draw(SHORT["batch"], generator))
-            (objective(state, later, generator)["loss"] / 2).backward()
+            inputs = objective.inputs(windows.sample_batch(SHORT["batch"], generator))
+            (objective(*inputs, generator)["loss"] / 2).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         cosine = 0.5 * (1 + math.cos(math.pi * step / STEPS))
         optimizer.param_groups[0]["lr"] = SHORT["learning_rate"] * (step + 1) / 50 * cosine
@@ -541,7 +636,7 @@ def train_as_rank(run_dir: Path) -> None:
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
     fabric.launch()
     model = small_surrogate(seed=fabric.global_rank)
-    train_surrogate(model, small_pairs(), run_dir=run_dir, fabric=fabric, **SHORT)
+    train(model, small_windows(), run_dir=run_dir, fabric=fabric, **SHORT)
     save_file(model.state_dict(), run_dir / f"rank-{fabric.global_rank}.safetensors")
 
 
