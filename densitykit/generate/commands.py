@@ -240,7 +240,9 @@ def _add_convergence(commands: argparse._SubParsersAction) -> None:
     text = "Errors of density and forces against cutoff or basis, and k-points."
     sub = commands.add_parser("convergence", help=text, description=text)
     sub.set_defaults(action=_convergence)
-    sub.add_argument("system", choices=("lithium", *STATIC), help="what to compute")
+    sub.add_argument(
+        "system", choices=("lithium", "sodium-chloride", *STATIC), help="what to compute"
+    )
     text = "of the atoms (default: 1)"
     sub.add_argument(
         "--configurations", type=types.positive_count, default=1, metavar="N", help=text

@@ -34,7 +34,7 @@ from ase import Atoms, units
 
 from densitykit.errors import GenerationError
 from densitykit.generate.convergence import Series, convergence_table
-from densitykit.generate.geometries import MOLECULES, aluminium, lithium, molecule
+from densitykit.generate.geometries import MOLECULES, aluminium, lithium, molecule, sodium_chloride
 from densitykit.generate.snapshots import System, generate_snapshots
 from densitykit.generate.water import water
 from densitykit.io.store import PathLike
@@ -238,7 +238,8 @@ def convergence(
     Parameters
     ----------
     name
-        One of `systems`, in its smallest size and at its highest temperature, or "lithium".
+        One of `systems`, in its smallest size and at its highest temperature, or "lithium" or
+        "sodium-chloride", where a run of it starts.
     n
         Number of configurations.
     seed, folder, progress
@@ -249,14 +250,10 @@ def convergence(
     GenerationError
         There is no such system, or an engine failed.
     """
-    if name == "lithium":
-        configurations = [lithium(32, seed + i) for i in range(n)]
-        return convergence_table(
-            _plane_wave_series((12.0, 14.0, 16.0, 20.0, 30.0), 14.0, 800.0),
-            configurations,
-            folder=folder,
-            progress=progress,
-        )
+    if name in _DYNAMICS:
+        start, series = _DYNAMICS[name]
+        configurations = [start(seed=seed + i) for i in range(n)]
+        return convergence_table(series(), configurations, folder=folder, progress=progress)
     hot = system(name, None, TEMPERATURES.get(name, (None,))[-1])
     configurations = hot.geometries(n, seed=seed, progress=progress)
     return convergence_table(
@@ -275,6 +272,26 @@ def _series(name: str) -> list[Series]:
     make = periodic_gaussian_dft if name == "water" else gaussian_dft
     bases = ("gth-dzvp", "gth-tzvp", "gth-tzv2p", "gth-qzv3p")
     return [Series("basis", {b: partial(make, basis=b) for b in bases}, bases[-1])]
+
+
+def _lithium_series() -> list[Series]:
+    return _plane_wave_series((12.0, 14.0, 16.0, 20.0, 30.0), 14.0, 800.0)
+
+
+def _sodium_chloride_series() -> list[Series]:
+    """Vary the cutoff at Gamma, then the mesh at 20 Ry; an insulator, without smearing."""
+    make = partial(plane_waves, mixing_mode="plain")
+    cutoff = {f"{c:g} Ry": partial(make, c) for c in (20.0, 24.0, 30.0, 40.0)}
+    k: dict[str, Callable] = {"Gamma": partial(make, 20.0)}
+    k["2 x 2 x 2, shifted"] = partial(make, 20.0, k_points=(2, 2, 2), shifted=True)
+    return [Series("cutoff", cutoff, list(cutoff)[-1]), Series("k-points", k, list(k)[-1])]
+
+
+#: systems in motion: the configuration that a run starts from, and what to vary
+_DYNAMICS = {
+    "lithium": (lithium, _lithium_series),
+    "sodium-chloride": (sodium_chloride, _sodium_chloride_series),
+}
 
 
 def _plane_wave_series(cutoffs: tuple, at: float, temperature: float) -> list[Series]:
