@@ -75,6 +75,15 @@ def test_folded_k_points() -> None:
         assert settings["k_points"] == (m, m, m) and settings["shifted"]
 
 
+@pytest.mark.parametrize("name", ["lithium", "sodium-chloride"])
+def test_convergence_of_what_moves(name: str) -> None:
+    start, series = catalogue._DYNAMICS[name]
+    assert start(seed=1).pbc.all()
+    for each in series():
+        assert each.reference in each.engines
+        assert all(pickle.loads(pickle.dumps(make)).args for make in each.engines.values())
+
+
 def test_valence_charges_of_a_description() -> None:
     known = {"valence_charges": {"Na": 1, "Cl": 7}}
     np.testing.assert_array_equal(valence_charges(known, [11, 17, 17]), [1, 7, 7])
