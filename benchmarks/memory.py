@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--frames 50 100 200] [--points 64] [--before WORKTREE]
 
-Each number is the largest resident set of a process of its own, in MB, less that of one that only
-imports. The stores are made up, of plane waves, in a temporary folder. With the work tree of an
+Each number is the largest resident set of a process of its own, in MB; the first row only imports.
+The stores are made up, of plane waves, in a temporary folder. With the work tree of an
 older commit (before windows were read lazily), its numbers stand beside.
 """
 
@@ -16,14 +16,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
-from densitykit.io.splits import write_splits
-from densitykit.io.writer import create_trajectory
-
 ROOT = Path(__file__).resolve().parents[1]
-SPACING, EDGE = 2.0, 12.0  # fs, angstrom
 
+MAKE = """
+import sys
+import numpy as np
+path, frames, points = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+writer = create_trajectory(path, n_frames=frames, grid=(points,) * 3, cell=12.0)
+x = 2 * np.pi * np.arange(points) / points
+for k in range(frames):
+    a, b, c = (np.cos(x - 0.05 * (i + 1) * k) for i in range(3))
+    writer.append(0.05 + 0.01 * np.add.outer(np.add.outer(a, b), c), 2.0 * k)
+write_splits(path, {"train": {"run": ".", "start": 0, "stop": frames}})
+print(frames)
+"""
 FIRST = """
 import resource, sys
 import torch
@@ -35,6 +41,10 @@ LAST = """
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 NOW = {
+    "make": """
+from densitykit.io.splits import write_splits
+from densitykit.io.writer import create_trajectory
+""",
     "imports": "import densitykit.training, densitykit.assess, densitykit.data.windows",
     "all windows": """
 from densitykit.data.windows import load_windows
@@ -60,6 +70,7 @@ rollout(model, load_windows(path, "train", 4.0)[0], 5, progress=False)
 """,
 }
 BEFORE = {
+    "make": "from densitykit.trajectory import create_trajectory, write_splits",
     "imports": "import densitykit.training, densitykit.evaluation, densitykit.sampling",
     "all windows": """
 from densitykit.sampling import load_pairs
@@ -87,21 +98,10 @@ rollout(model, pairs.given(model, 0), 5, cell=pairs.cell, progress=False)
 }
 
 
-def make_store(path: Path, frames: int, points: int) -> None:
-    """A run of moving plane waves with one split, "train"."""
-    writer = create_trajectory(path, n_frames=frames, grid=(points,) * 3, cell=EDGE)
-    x = 2 * np.pi * np.arange(points) / points
-    for k in range(frames):
-        waves = [np.cos(x - 0.05 * (i + 1) * k) for i in range(3)]
-        density = 1 + 0.2 * np.add.outer(np.add.outer(waves[0], waves[1]), waves[2])
-        writer.append(0.05 * density, SPACING * k)
-    write_splits(path, {"train": {"run": ".", "start": 0, "stop": frames}})
-
-
-def peak(tree: Path, code: str, store: Path) -> float:
-    """Largest resident set of a process in MB."""
+def peak(tree: Path, code: str, *arguments: object) -> float:
+    """What a process prints last: its largest resident set in MB."""
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", FIRST + code + LAST, str(store)]
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     run = subprocess.run(
         command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -120,15 +120,13 @@ def main() -> None:
     print(f"{'frames':>8}{'MB':>8}  {'':<20}" + "".join(f"{label:>10}" for label in trees))
     with tempfile.TemporaryDirectory() as folder:
         for frames in arguments.frames:
-            store = Path(folder) / f"{frames}.zarr"
-            make_store(store, frames, arguments.points)
-            size = 4 * frames * arguments.points**3 / 1e6
-            bare = {
-                label: peak(tree, code["imports"], store) for label, (tree, code) in trees.items()
-            }
-            for work in [name for name in NOW if name != "imports"]:
+            size, stores = 4 * frames * arguments.points**3 / 1e6, {}
+            for label, (tree, code) in trees.items():
+                stores[label] = Path(folder) / f"{label}-{frames}.zarr"
+                peak(tree, code["make"] + MAKE, stores[label], frames, arguments.points)
+            for work in [name for name in NOW if name != "make"]:
                 used = [
-                    peak(tree, code[work], store) - bare[label]
+                    peak(tree, FIRST + code[work] + LAST, stores[label])
                     for label, (tree, code) in trees.items()
                 ]
                 row = "".join(f"{mb:>10.0f}" for mb in used)
