@@ -74,7 +74,6 @@ def train_latent_diffusion(
         rows += [{"block": 0, **row} for row in history]
         device = next(model.parameters()).device
         some = windows[windows.every(1, 32)].to(device)
-        model.train()  # until its denoiser is trained it is no emulator, and says so
         with torch.no_grad():
             model.set_latent_scales(*model.normalised_pair(some, windows.lag))
     if steps:
