@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from densitykit.errors import DensityKitError
+from densitykit.errors import CheckpointError, DensityKitError
+from densitykit.models import NuclearEmulator, load_model
 
-__all__ = ["ablation_parser", "print_spread", "run_script"]
+__all__ = ["ablation_parser", "load_nuclear", "print_spread", "run_script"]
 
 
 def run_script(main: Callable[[], object]) -> None:
@@ -64,3 +65,14 @@ def print_spread(rows: pd.DataFrame) -> None:
     """Mean and deviation over seeds."""
     table = rows.groupby(["metric", "variant"], sort=False)["value"].agg(["mean", "std"])
     print(table.to_string(float_format="{:.3g}".format))
+
+
+def load_nuclear(path: str | Path) -> NuclearEmulator:
+    """The emulator with nuclei of a checkpoint; `CheckpointError` if it is of another model."""
+    model = load_model(path)
+    if not isinstance(model, NuclearEmulator):
+        raise CheckpointError(
+            f"{path}: a {type(model).__name__}; give an emulator with nuclei, such as "
+            "`densitykit train nuclear` makes"
+        )
+    return model

@@ -34,12 +34,17 @@ from densitykit.analysis.transport import (
     mean_square_displacement,
 )
 from densitykit.cells import minimum_image
-from densitykit.data.windows import frames_apart, step_generator
+from densitykit.data.windows import lag_in_frames, step_generator
 from densitykit.io.reader import open_runs, open_split
-from densitykit.models import NuclearEmulator, load_nuclear
-from densitykit.models.nuclear.force_field import LinearForceField, as_double, fit_force_field
+from densitykit.models import NuclearEmulator
+from densitykit.models.nuclear.force_field import (
+    LinearForceField,
+    as_double,
+    fit_force_field,
+    numbers_of,
+)
 from densitykit.units import ACCELERATION, CM2_PER_S, KELVIN
-from experiments.arguments import ablation_parser, print_spread, run_script
+from experiments.arguments import ablation_parser, load_nuclear, print_spread, run_script
 from experiments.report import run_missing
 
 __all__ = ["MOTIONS", "Motion", "run_motion_ablations"]
@@ -136,12 +141,13 @@ def _force_error(field: LinearForceField, test: xr.Dataset) -> dict[str, float]:
     some = test.isel(time=slice(None, None, 1 + test.sizes["time"] // 40))
     forces = as_double(some["forces"])
     x, cell = as_double(some["positions"]), as_double(test["cell"])
-    error = field.forces(x, cell) - forces
+    numbers = numbers_of(test)
+    error = field.forces(x, cell, numbers) - forces
     kinetic = KELVIN / ACCELERATION * float(some["temperature"].mean())  # k_B T in eV
     moving = x.shape[1] * kinetic / cell.det()
     return {
         "rms force error, meV/angstrom": 1e3 * float(error.square().mean().sqrt()),
-        "pressure, GPa": GPA * float(field.pressure(x, cell).mean() + moving),
+        "pressure, GPa": GPA * float(field.pressure(x, cell, numbers).mean() + moving),
         "rms force, meV/angstrom": 1e3 * float(forces.square().mean().sqrt()),
     }
 
@@ -149,17 +155,17 @@ def _force_error(field: LinearForceField, test: xr.Dataset) -> dict[str, float]:
 def _path_errors(model: NuclearEmulator, test: xr.Dataset, seed: int) -> dict[str, float]:
     """Rms distance a coordinate from the nuclei of the run, in angstrom, at each lead time."""
     spacing = float(test["time"][1] - test["time"][0])
-    lag = frames_apart(model.horizon, spacing)
+    lag = lag_in_frames(model.horizon, spacing)
     steps = [round(lead / model.horizon) for lead in LEADS]
     last = test.sizes["time"] - steps[-1] * lag
     starts = (np.arange(STARTS) * last // STARTS + 7 * seed) % last
     x, v = (as_double(test[name][starts]) for name in ("positions", "velocities"))
-    liquid, errors = model.begin_at(x, v, _grid(test)), {}
-    cell = test["cell"].values
+    cell, errors = test["cell"].values, {}
+    state = model.init_at(x, v, torch.from_numpy(cell), _grid(test), numbers_of(test))
     for step in range(1, steps[-1] + 1):
-        liquid = model.move(liquid)
+        state = model.move(state)
         if step in steps:
-            miss = liquid.positions.numpy() - test["positions"][starts + step * lag].values
+            miss = state.positions.numpy() - test["positions"][starts + step * lag].values
             miss = minimum_image(miss @ np.linalg.inv(cell), cell)
             miss -= miss.mean(axis=1, keepdims=True)
             lead = step * model.horizon
@@ -173,16 +179,18 @@ def _statistics(
     """Temperature and diffusion of one rollout; other starts for other seeds."""
     start = [(97 * seed) % test.sizes["time"]]
     x, v = (as_double(test[name][start]) for name in ("positions", "velocities"))
-    liquid, paths = model.begin_at(x, v, _grid(test)), []
+    cell, paths = torch.from_numpy(test["cell"].values), []
+    state = model.init_at(x, v, cell, _grid(test), numbers_of(test))
     for step in range(round(LENGTH / model.horizon)):
-        liquid = model.move(liquid, step_generator(seed, step) if thermostat else None)
-        paths.append(liquid.positions[0].numpy())
+        state = model.move(state, step_generator(seed, step) if thermostat else None)
+        paths.append(state.positions[0].numpy())
     settled = np.stack(paths)[round(SETTLED / model.horizon) :]
     settled -= settled.mean(axis=1, keepdims=True)
     times = {"time": model.horizon * np.arange(len(settled))}
     run = xr.DataArray(settled, times, ("time", "atom", "cartesian"))
     squares = mean_square_displacement(run).mean("atom")
-    kelvin = implied_temperature(settled, model.mass, model.horizon).temperature
+    masses = model.masses(state.numbers).numpy()
+    kelvin = implied_temperature(settled, masses, model.horizon).temperature
     diffusion = 1e4 * CM2_PER_S * float(diffusion_coefficient(squares, *FIT))
     return {"temperature, K": kelvin, "diffusion coefficient, 1e-4 cm2/s": diffusion}
 

@@ -27,14 +27,15 @@ import xarray as xr
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from densitykit.data.windows import Windows
 from densitykit.io.reader import open_split, open_trajectory
 from densitykit.metrics import relative_l2
-from densitykit.models import NuclearEmulator, load_nuclear
+from densitykit.models import NuclearEmulator
 from densitykit.models.nuclear.emulator import ResidualNet
-from densitykit.models.nuclear.force_field import as_double
+from densitykit.models.nuclear.force_field import as_double, numbers_of
 from densitykit.nn.layers import ResidualBlock
-from densitykit.training.nuclear import ResidualPairs, residual_error, train_emulator
-from experiments.arguments import ablation_parser, print_spread, run_script
+from densitykit.training.nuclear import residual_error, train_emulator
+from experiments.arguments import ablation_parser, load_nuclear, print_spread, run_script
 from experiments.report import run_missing
 
 __all__ = ["RESIDUALS", "Residual", "run_residual_ablations"]
@@ -170,6 +171,7 @@ def _trained_and_judged(
     """Relative l2 errors of the density along a held-out path, and the time of the training."""
     torch.manual_seed(seed)
     model.residual_net, model.horizon = variant.kind(**variant.net), variant.horizon
+    model.stride = model.residual_net.stride
     rows = train_emulator(
         model,
         train,
@@ -181,9 +183,9 @@ def _trained_and_judged(
         ema=0.99,
         fabric=Fabric(accelerator="cpu", devices=1),
     )
-    pairs = ResidualPairs(held_out, model.superposition, model.horizon)
     driven = round(DRIVEN / model.horizon)
-    errors = residual_error(model.residual_net, pairs, steps=driven, every=10)
+    windows = Windows(held_out, model.horizon, context=1, steps=driven)
+    errors = residual_error(model, windows, every=10)
     after = f"rel l2 after {DRIVEN:g} fs"
     return dict(zip(["rel l2 after a step", after], errors.values(), strict=True)) | {
         "seconds of training": rows[-1]["seconds"]
@@ -193,9 +195,11 @@ def _trained_and_judged(
 def _error_at_rest(model: NuclearEmulator, frames: xr.Dataset) -> float:
     """Mean relative l2 error of the density of given nuclei, whatever was before."""
     x = as_double(frames["positions"])
-    liquid = model.settle(model.begin_at(x, torch.zeros_like(x), frames["density"].shape[1:]))
+    cell, grid = as_double(frames["cell"]), frames["density"].shape[1:]
+    state = model.init_at(x, torch.zeros_like(x), cell, grid, numbers_of(frames))
+    state = model.converge_density(state)
     truth = torch.from_numpy(frames["density"].values)
-    return float(relative_l2(model.density(liquid), truth).mean())
+    return float(relative_l2(model.density(state), truth).mean())
 
 
 def main() -> None:

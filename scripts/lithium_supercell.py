@@ -27,7 +27,7 @@ from densitykit.generate.snapshots import System, generate_snapshots
 from densitykit.generate.systems import plane_waves
 from densitykit.io.describe import summarise
 from densitykit.io.reader import open_split
-from densitykit.models import load_nuclear
+from densitykit.models import load_model
 from densitykit.models.nuclear.emulator import supercell, thermal_velocities
 
 EQUILIBRATION, INTERVAL = 2000.0, 1000.0  # fs
@@ -37,19 +37,20 @@ def configurations(
     checkpoint: Path, data: Path, n: int, *, seed: int, progress: bool
 ) -> list[Atoms]:
     """Configurations of 256 atoms, a picosecond apart."""
-    model, frame = load_nuclear(checkpoint), open_split(data, "test").isel(time=0).load()
+    model, frame = load_model(checkpoint), open_split(data, "test").isel(time=0).load()
     cell = frame.cell.values
     x = supercell(torch.from_numpy(frame.positions.values[None].astype(float)), cell)
-    v = thermal_velocities(x, model.mass, model.temperature, step_generator(seed, 0))
-    liquid = model.begin_at(x, v, tuple(2 * n for n in frame.density.shape))
+    numbers, grid = np.tile(frame.numbers.values, 8), tuple(2 * n for n in frame.density.shape)
+    z = torch.from_numpy(numbers)
+    v = thermal_velocities(x, model.masses(z), model.temperature, step_generator(seed, 0))
+    state = model.init_at(x, v, torch.from_numpy(2 * cell), grid, z)
     found, due = [], EQUILIBRATION
     for k in range(1, 10**9):
-        liquid = model.move(liquid, step_generator(seed, k))
+        state = model.move(state, step_generator(seed, k))
         if k * model.horizon >= due:
             info = {"temperature": model.temperature, "time": due - EQUILIBRATION}
             info["source"] = f"{checkpoint.name}, {due:g} fs after 2 x 2 x 2 test frames"
-            numbers = np.tile(frame.numbers.values, 8)
-            positions = liquid.positions[0].numpy()
+            positions = state.positions[0].numpy()
             found.append(Atoms(numbers, positions, cell=2 * cell, pbc=True, info=info))
             due += INTERVAL
         if len(found) == n:
