@@ -13,7 +13,7 @@ from densitykit.io.formats.cube import write_cube
 from densitykit.io.formats.text import PACKED
 from densitykit.io.formats.vasp import write_vasp
 from densitykit.io.formats.xsf import write_xsf
-from densitykit.io.store import PathLike
+from densitykit.io.store import PathLike, fresh
 
 __all__ = ["export_frame"]
 
@@ -55,7 +55,7 @@ def export_frame(run: xr.Dataset, frame: int, path: PathLike) -> None:
         return
     if path.suffix.lower() in PACKED:
         raise TrajectoryError(f"{path}: packed; drop {path.suffix}, and pack it afterwards")
-    write, part = _WRITERS[format_of(path)], path.with_name(f".{path.name}.part")
+    write, part = _WRITERS[format_of(path)], fresh(path, "part")
     one = _frame(run, frame, path)
     title = f"densitykit: electron density, t = {float(run['time'][frame]):g} fs"
     try:

@@ -1,7 +1,7 @@
 """Stores rewritten as a whole: longer, as long as their frames, packed, with a moving cell.
 
 A neighbour is built and takes the place of the store when it is complete; a kill leaves the old.
-Writers opened before must not be used any more.
+Another process that writes the store is not disturbed: it holds the lock, and this is refused.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import zarr
 
 from densitykit.io.schema import checked_arrays, count_committed
 from densitykit.io.store import (
+    Lock,
     PathLike,
     fault,
+    fresh,
     history,
     locate,
+    real,
     rebuilt,
     recover,
-    sibling,
     swap,
 )
-from densitykit.io.writer import CODECS, TrajectoryWriter, allocate
+from densitykit.io.writer import CODECS, FIELDS, TrajectoryWriter, allocate
 
 __all__ = ["extend_trajectory", "free_cell", "pack_trajectory", "trim_trajectory"]
 
@@ -108,30 +110,36 @@ def pack_trajectory(path: PathLike, frames_per_shard: int = 64) -> None:
     TrajectoryError
         The store is missing or broken.
     """
-    path = Path(path)
-    recover(path)
-    arrays = checked_arrays(locate(path))
-    count = count_committed(path, arrays["time"])
-    attrs = dict(zarr.open_group(path, mode="r").attrs)
-    attrs["history"] = history(f"packed {count} frames", attrs.get("history"))
-    group = zarr.open_group(sibling(path, "new"), mode="w", attributes=attrs)
-    for name, array in arrays.items():
-        moves = array.metadata.dimension_names[0] == "time"
-        length = count if moves else array.shape[0]
-        shape = (length, *array.shape[1:])
-        sharded = {"chunks": (1, *shape[1:]), "shards": (frames_per_shard, *shape[1:])}
-        new = group.create_array(
-            name,
-            shape=shape,
-            dtype=array.dtype,
-            fill_value=array.fill_value,
-            compressors=CODECS["packed"],
-            chunk_key_encoding={"name": "default", "separator": "."},
-            dimension_names=array.metadata.dimension_names,
-            attributes=dict(array.attrs),
-            **(sharded if name in ("density", "magnetization") else {"chunks": shape}),
-        )
-        step = frames_per_shard if moves else length
-        for start in range(0, length, step):
-            new[start : start + step] = array[start : min(start + step, length)]
-    swap(path)
+    with Lock(path):
+        recover(Path(path))
+        arrays = checked_arrays(locate(path))
+        count = count_committed(Path(path), arrays["time"])
+        attrs = dict(zarr.open_group(path, mode="r").attrs)
+        attrs["history"] = history(f"packed {count} frames", attrs.get("history"))
+        new = fresh(real(path), "new")
+        group = zarr.open_group(new, mode="w-", attributes=attrs)
+        for name, array in arrays.items():
+            _pack(group, name, array, count, frames_per_shard)
+        swap(new, real(path))
+
+
+def _pack(group: zarr.Group, name: str, array: zarr.Array, count: int, per_shard: int) -> None:
+    """Write one array of `count` frames, the density in shards."""
+    moves = array.metadata.dimension_names[0] == "time"
+    length = count if moves else array.shape[0]
+    shape = (length, *array.shape[1:])
+    sharded = {"chunks": (1, *shape[1:]), "shards": (per_shard, *shape[1:])}
+    new = group.create_array(
+        name,
+        shape=shape,
+        dtype=array.dtype,
+        fill_value=array.fill_value,
+        compressors=CODECS["packed"],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=array.metadata.dimension_names,
+        attributes=dict(array.attrs),
+        **(sharded if name in FIELDS else {"chunks": shape}),
+    )
+    step = per_shard if moves else length
+    for start in range(0, length, step):
+        new[start : start + step] = array[start : min(start + step, length)]

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from densitykit.errors import TrajectoryError
 from densitykit.io.schema import checked_arrays, count_committed
-from densitykit.io.store import PathLike, fault, locate, raise_any, runs
+from densitykit.io.store import Lock, PathLike, fault, locate, raise_any, runs
 
 __all__ = ["read_splits", "split_in_time", "write_splits"]
 
@@ -55,9 +55,9 @@ def write_splits(path: PathLike, splits: Mapping[str, Mapping[str, Any]]) -> Non
     """
     path = locate(path)
     raise_any(path, split_problems(path, splits))
-    zarr.open_group(path, mode="r+").attrs["splits"] = json.dumps(
-        {name: dict(split) for name, split in splits.items()}, default=int
-    )
+    text = json.dumps({name: dict(split) for name, split in splits.items()}, default=int)
+    with Lock(path, takes=False):
+        zarr.open_group(path, mode="r+").attrs["splits"] = text
 
 
 def split_in_time(

@@ -1,21 +1,33 @@
-"""A store as folders and files: where it is, and how it is replaced in one piece."""
+"""A store as folders and files: where it is, who may write it, how it is replaced in one piece."""
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
+import secrets
 import shutil
+import socket
+import warnings
+import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from densitykit.errors import TrajectoryError
+
+try:
+    import fcntl
+except ImportError:  # no POSIX: no locks
+    fcntl = None
 
 __all__ = ["PathLike", "load_arrays", "save_arrays"]
 
@@ -32,32 +44,134 @@ def raise_any(path: PathLike, problems: list[str]) -> None:
         raise TrajectoryError("\n".join(f"{path}: {problem}" for problem in problems))
 
 
-def sibling(path: Path, role: str) -> Path:
-    """Return the hidden neighbour of `path`: `new` while it is built, `old` while replaced."""
-    return path.with_name(f".{path.name}.{role}")
+def real(path: PathLike) -> Path:
+    """Return the path itself, or what it links to: links stay, their target is changed."""
+    path = Path(path)
+    return path.resolve() if path.is_symlink() else path
 
 
-def swap(path: Path) -> None:
-    """Put the finished `new` in the place of `path`, if need be by way of `old`.
+def fresh(path: Path, role: str) -> Path:
+    """Return a hidden neighbour that does not exist, by a name that nobody else gives."""
+    return path.with_name(f".{path.name}.densitykit-{role}-{secrets.token_hex(4)}")
+
+
+def leftovers(path: Path, role: str) -> list[Path]:
+    """Return the neighbours of this role that a kill has left behind."""
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.densitykit-{role}-*"))
+
+
+def swap(new: Path, path: Path) -> None:
+    """Put the finished `new` in the place of `path`, if need be by way of an "old" neighbour.
 
     Folders cannot be exchanged in one step on every system: for some microseconds there is
-    only `old`. `locate` then reads from there, and `recover` puts it back.
+    only "old". `locate` then reads from there, and `recover` puts it back.
     """
-    old = sibling(path, "old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = fresh(path, "old")
     if path.exists():
         path.rename(old)
-    sibling(path, "new").rename(path)
+    new.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def recover(path: Path) -> None:
-    """Clear away what a killed `create_trajectory` or `rebuilt` left behind."""
-    old = sibling(path, "old")
-    if not path.exists() and old.exists():
-        old.rename(path)
-    for leftover in (old, sibling(path, "new")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Clear away what a kill has left of a creation or a rebuilding."""
+    path = real(path)
+    if not leftovers(path, "old") + leftovers(path, "new"):
+        return
+    with Lock(path, takes=False):  # nobody is at it now
+        old = leftovers(path, "old")
+        if old and not path.exists():
+            old.pop().rename(path)
+        for leftover in [*old, *leftovers(path, "new")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder is a trajectory, by what this package writes into its metadata."""
+    try:
+        attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
+        return "schema_version" in attributes and (path / "density" / "zarr.json").is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+class Lock:
+    """The right to write a store: of one process, until it releases the lock or ends.
+
+    A lock of the kernel on a hidden file beside the store, which tells who holds it; the file
+    goes with the lock. Within a process the newest that takes the right has it: `held` tells.
+
+    Raises
+    ------
+    TrajectoryError
+        Another process holds it: the message names host and process.
+    """
+
+    _files: ClassVar[dict[Path, Any]] = {}
+    _newest: ClassVar[dict[Path, int]] = {}
+    _holders: ClassVar[Counter[Path]] = Counter()
+    _process = os.getpid()
+
+    def __init__(self, path: PathLike, *, takes: bool = True) -> None:
+        if Lock._process != os.getpid():  # a fork inherits what we know, but not the locks
+            Lock._process = os.getpid()
+            Lock._files, Lock._newest, Lock._holders = {}, {}, Counter()
+        self.key = Path(path).resolve()
+        if self.key not in Lock._files:
+            Lock._files[self.key] = _lock_file(self.key, path)
+        Lock._holders[self.key] += 1
+        self._number = Lock._newest.get(self.key, 0) + 1
+        if takes:
+            Lock._newest[self.key] = self._number
+        self.release = weakref.finalize(self, Lock._release, self.key, os.getpid())
+
+    @property
+    def held(self) -> bool:
+        """Whether nobody has taken the lock since, in this process, and it is not released."""
+        return self.release.alive and Lock._newest.get(self.key) == self._number
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    @staticmethod
+    def _release(key: Path, process: int) -> None:
+        if process != os.getpid():
+            return
+        Lock._holders[key] -= 1
+        if not Lock._holders[key] and (file := Lock._files.pop(key)):
+            with file:  # unlinked before the lock goes, see _lock_file
+                Path(file.name).unlink(missing_ok=True)
+
+
+def _lock_file(key: Path, path: PathLike) -> Any:
+    """Open and lock the file beside a store; None where there are no locks."""
+    while fcntl:
+        file = key.with_name(f".{key.name}.densitykit-lock").open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                fix = "wait until it is done, or write to another path"
+                raise fault(path, "store", f"it is being written by {owner}", fix) from error
+            text = f"no lock ({error.strerror}): make sure that nobody else writes it"
+            warnings.warn(f"{path}: {text}", stacklevel=2)
+            return None
+        try:  # the last holder may have removed the file after it was opened here
+            if os.path.samestat(os.stat(file.name), os.fstat(file.fileno())):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()
+    return None
 
 
 @contextmanager
@@ -68,12 +182,14 @@ def rebuilt(path: Path, event: str) -> Iterator[zarr.Group]:
     killed between two of them. In the copy the data are hard links (copies where the file
     system has none); zarr replaces files, so that the store does not see the change.
     """
-    new = sibling(path, "new")
-    shutil.copytree(path, new, copy_function=_link)
-    group = zarr.open_group(new, mode="r+")
-    yield group
-    group.attrs["history"] = history(event, group.attrs.get("history"))
-    swap(path)
+    with Lock(path):
+        path = real(path)
+        new = fresh(path, "new")
+        shutil.copytree(path, new, copy_function=_link)
+        group = zarr.open_group(new, mode="r+")
+        yield group
+        group.attrs["history"] = history(event, group.attrs.get("history"))
+        swap(new, path)
 
 
 def _link(source: str, target: str) -> None:
@@ -119,11 +235,11 @@ def locate(path: PathLike) -> Path:
     """Return the folder that holds the zarr group `path`; raise if there is none."""
     path = Path(path)
     if not path.exists():
-        old = sibling(path, "old")
-        if not old.exists():
+        old = leftovers(path, "old")
+        if not old:
             fix = "correct the path, or make the store with create_trajectory"
             raise fault(path, "store", "the path does not exist", fix)
-        path = old
+        path = old[-1]
     if not (path / "zarr.json").is_file():
         fix = "give the folder that holds it, or write the data with create_trajectory"
         raise fault(path, "store", "not a zarr v3 group, zarr.json is missing", fix)
@@ -144,7 +260,9 @@ def runs(path: Path) -> list[str]:
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write arrays, numbers and texts to one npz file, in one piece: it is whole or not there."""
-    partial = path.with_name(f".{path.name}.partial")
+    for leftover in leftovers(path, "partial"):
+        leftover.unlink(missing_ok=True)
+    partial = fresh(path, "partial")
     with partial.open("wb") as file:
         np.savez(file, **arrays)
         file.flush()

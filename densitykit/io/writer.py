@@ -25,7 +25,7 @@ chunk takes no space until it is written. A frame is written variable by variabl
 last. That is the commit mark: wherever a process is killed, the store opens, and frames with
 a finite time are complete. On restart a half-written frame is overwritten. This rests on zarr
 replacing files in one piece (temporary file, then rename). There is no fsync: it covers the
-death of a process, not the loss of power. One writer at a time.
+death of a process, not the loss of power. A lock keeps other writers off; readers never wait.
 
 A store may hold several runs as groups (`lithium.zarr/run-1`); :mod:`densitykit.io.splits` says
 which frames are for training, validation and test.
@@ -33,7 +33,8 @@ which frames are for training, validation and test.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,13 +54,16 @@ from densitykit.io.schema import (
     schema_for,
 )
 from densitykit.io.store import (
+    Lock,
     PathLike,
     fault,
+    fresh,
     history,
+    is_ours,
     locate,
     plain_attributes,
+    real,
     recover,
-    sibling,
     swap,
 )
 
@@ -143,16 +147,11 @@ def create_trajectory(
     ValueError
         `keepbits` is not in 0..23.
     """
-    path = Path(path)
-    recover(path)
-    if path.exists() and not (overwrite and (path / "density").is_dir()):
-        fix = "pass overwrite=True to replace a trajectory, or choose another path"
-        raise fault(path, "store", "the path already exists", fix)
+    path, n_dim = Path(path), len(grid)
     if n_frames < 1 or codec not in CODECS or quantity not in QUANTITIES:
         problem = f"n_frames={n_frames}, codec={codec!r}, quantity={quantity!r}"
         fix = f"use n_frames > 0, a codec of {list(CODECS)} and a quantity of {QUANTITIES}"
         raise fault(path, "density", problem, fix)
-    n_dim = len(grid)
     if not 1 <= n_dim <= 3 or min(grid) < 1:
         raise fault(path, "density", f"the grid is {grid}", "give 1 to 3 positive lengths")
     constants = {"pbc": np.broadcast_to(np.asarray(pbc, dtype=bool), n_dim)}
@@ -168,14 +167,13 @@ def create_trajectory(
     sizes |= {} if numbers is None else {"atom": len(constants["numbers"])}
     left_out = {"magnetization"} - ({"magnetization"} if magnetization else set())
     left_out |= {"valence_charge"} - constants.keys()
-    group = _new_group(path, attrs or {})
-    for name in schema_for(n_dim).keys() - left_out:
-        allocate(group, name, sizes, n_dim, CODECS[codec], details, moving_cell=cell is None)
-    for name, unit in (extra_scalars or {}).items():
-        allocate(group, name, sizes, n_dim, unit=unit)
-    for name, values in constants.items():
-        group[name][:] = values
-    swap(path)
+    with _new_group(path, attrs or {}, overwrite) as group:
+        for name in schema_for(n_dim).keys() - left_out:
+            allocate(group, name, sizes, n_dim, CODECS[codec], details, moving_cell=cell is None)
+        for name, unit in (extra_scalars or {}).items():
+            allocate(group, name, sizes, n_dim, unit=unit)
+        for name, values in constants.items():
+            group[name][:] = values
     return TrajectoryWriter(path)
 
 
@@ -210,15 +208,27 @@ def _constant_atoms(
     return atoms
 
 
-def _new_group(path: Path, attrs: Mapping[str, Any]) -> zarr.Group:
-    """Make the parent groups within the same store, and an empty group beside `path`."""
+@contextmanager
+def _new_group(path: Path, attrs: Mapping[str, Any], overwrite: bool) -> Iterator[zarr.Group]:
+    """Give an empty group that takes its place at `path` when it is filled; make its parents.
+
+    A path that is taken is refused, unless it may be overwritten and is a trajectory.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    root = next((i for i, folder in enumerate(path.parents) if folder.suffix == ".zarr"), -1)
-    for folder in reversed(path.parents[: root + 1]):
-        zarr.open_group(folder, mode="a")
-    attrs = plain_attributes({**attrs, "schema_version": SCHEMA_VERSION})
-    attrs["history"] = history("created", attrs.get("history"))
-    return zarr.open_group(sibling(path, "new"), mode="w", attributes=attrs)
+    with Lock(path):
+        path = real(path)
+        recover(path)
+        if path.exists() and not (overwrite and is_ours(path)):
+            fix = "pass overwrite=True to replace a trajectory, or choose another path"
+            raise fault(path, "store", "the path already exists", fix)
+        root = next((i for i, folder in enumerate(path.parents) if folder.suffix == ".zarr"), -1)
+        for folder in reversed(path.parents[: root + 1]):
+            zarr.open_group(folder, mode="a")
+        attrs = plain_attributes({**attrs, "schema_version": SCHEMA_VERSION})
+        attrs["history"] = history("created", attrs.get("history"))
+        new = fresh(path, "new")
+        yield zarr.open_group(new, mode="w-", attributes=attrs)
+        swap(new, path)
 
 
 def allocate(
@@ -264,8 +274,8 @@ class TrajectoryWriter:
     """Append frames to a trajectory made by `create_trajectory`.
 
     Opening an interrupted store continues it: the next frame is the first whose time is NaN.
-    There must be one writer at a time. Usable as a context manager, though there is nothing
-    to flush: a frame is on disk when `append` returns.
+    A frame is on disk when `append` returns. There is one writer at a time: other processes are
+    refused while it is open, and within this one the newest writer has the store.
 
     Parameters
     ----------
@@ -281,13 +291,22 @@ class TrajectoryWriter:
     Raises
     ------
     TrajectoryError
-        The store is missing, broken, or was not preallocated by `create_trajectory`.
+        The store is missing, broken, was not preallocated by `create_trajectory`, or another
+        process is writing it.
     """
 
     def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
-        recover(self.path)
         locate(self.path)
+        self._lock = Lock(self.path)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        recover(self.path)
         self._arrays = checked_arrays(self.path, mode="r+")
         if not np.isnan(self._arrays["time"].fill_value):
             fix = "copy the frames into a store made by create_trajectory"
@@ -315,7 +334,11 @@ class TrajectoryWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        pass
+        self.close()
+
+    def close(self) -> None:
+        """Let others write the store; also done when the writer is forgotten."""
+        self._lock.release()
 
     def append(self, density: ArrayLike, time: float, **values: Any) -> int:
         """Write and commit one frame. Nothing is written if any of the input is bad.
@@ -341,6 +364,9 @@ class TrajectoryWriter:
             The store is full or the input is bad.
         """
         frame = self.n_committed
+        if not self._lock.held:
+            problem = "this writer is closed, or another one was opened since"
+            raise fault(self.path, "store", problem, "use the newest writer")
         if frame >= self.n_frames:
             fix = "make room with extend_trajectory(path, n_frames), then open a new writer"
             raise fault(self.path, "time", f"the store is full, n_frames={frame}", fix)

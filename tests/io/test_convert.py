@@ -25,7 +25,7 @@ from densitykit.io.formats import Frame, Reading
 from densitykit.io.reader import open_split, open_trajectory
 from densitykit.io.rebuild import pack_trajectory
 from densitykit.io.splits import split_in_time
-from densitykit.io.store import sibling
+from densitykit.io.store import fresh
 from densitykit.io.validate import validate_trajectory
 from densitykit.io.writer import create_trajectory
 
@@ -176,7 +176,7 @@ def test_a_store_is_replaced_on_demand(tmp_path: Path) -> None:
 def test_a_store_left_under_another_name_is_continued(tmp_path: Path) -> None:
     paths = [cube(tmp_path / f"{i}.cube", 0.1 * i) for i in range(3)]
     out = convert(paths[:2], tmp_path / "run.zarr", time_step=1.0, progress=False)
-    out.rename(sibling(out, "old"))  # as a kill in extend_trajectory leaves it
+    out.rename(fresh(out, "old"))  # as a kill in extend_trajectory leaves it
     convert(paths, out, time_step=1.0, progress=False)
     assert open_trajectory(out).sizes["time"] == 3
 

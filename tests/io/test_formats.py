@@ -464,7 +464,7 @@ def test_paths_that_cannot_be_written_are_named(
     (tmp_path / "folder.cube").mkdir()
     with pytest.raises(TrajectoryError, match=f"{name}: .*another path"):
         export_frame(open_trajectory(mock_trajectory()), 0, tmp_path / name)
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*"))
 
 
 NAMES = ["a.cube", "CHGCAR-7", "frame.vasp", "a.xsf", "a.zarr"]
