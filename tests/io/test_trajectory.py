@@ -739,6 +739,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], object]:
     return lambda n: LIFE.set({"left": n})
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_killed_append(tmp_path: Path, kill_at: Callable) -> None:
     """Kill an append before each of its writes: nothing is lost, and the next one goes on."""
     path = tmp_path / "a.zarr" / "run-1"
@@ -761,6 +762,7 @@ def test_killed_append(tmp_path: Path, kill_at: Callable) -> None:
     assert _assert_intact(path) == point + 2
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_killed_creation(tmp_path: Path, kill_at: Callable) -> None:
     path = tmp_path / "a.zarr" / "run-1"
     for point in range(100):
@@ -777,6 +779,7 @@ def test_killed_creation(tmp_path: Path, kill_at: Callable) -> None:
     assert _shown(path.parent) == ["run-1", "zarr.json"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_killed_extension(tmp_path: Path, kill_at: Callable) -> None:
     """Kill an extension before each change: the store has its old or its new length."""
     path = tmp_path / "a.zarr" / "run-1"
