@@ -1,6 +1,6 @@
 """Draw the figure of README: the test run and emulators that start from one of its states.
 
-python scripts/readme_figure.py docs/rollouts.png
+python scripts/readme_figure.py docs/rollouts.webp
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from densitykit.plot import panels_figure
 from densitykit.rollout import rollout
 
 DATA = Path(__file__).parents[1] / "data"
-START, STEPS = 100, (1, 8, 16, 40)  # a state of the test run; steps of 12 fs after it
+START, STEPS = 100, (1, 8, 40)  # a state of the test run; steps of 12 fs after it
 MODELS = {
     "through nuclei": "lithium-nuclear",
     "latent, sJSD": "lithium-latent-sjsd",
@@ -30,6 +30,8 @@ def main() -> None:
     for name, checkpoint in MODELS.items():
         model = load_model(DATA / "checkpoints" / checkpoint)
         runs[name] = rollout(model, window, STEPS[-1], progress=False)
+    begun = float(window.now[0])
+    runs = {name: some.assign_coords(time=some.time - begun) for name, some in runs.items()}
     fig = panels_figure(runs, picks=STEPS)
     out = Path(sys.argv[1])
     out.parent.mkdir(exist_ok=True)

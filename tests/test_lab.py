@@ -143,7 +143,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], s
 
 
 def _wait_for_server(address: str, log: Path) -> None:
-    for _ in range(150):
+    for _ in range(600):
         try:
             urllib.request.urlopen(address)
             return

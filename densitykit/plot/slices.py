@@ -90,7 +90,7 @@ def _single(run: Run, here: Plane, look: _Look, title: str | None) -> go.Figure:
     panel = _panel(run, 0, here, look)
     time = "" if run.times is None else f"t = {run.label()}"
     text = heading(title or here.title(run.unit), time, _nearby(run, look))
-    return _panels([[panel]], here, run, 400, **text, coloraxis=colour_axis(panel[0].z))
+    return _panels([[panel]], here, run, 380, **text, coloraxis=colour_axis(panel[0].z))
 
 
 def comparison_figure(
