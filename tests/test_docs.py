@@ -83,11 +83,11 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 7000
 
 
-@pytest.mark.parametrize("page", ["docs/format.md", "docs/your-own-model.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/format.md", "docs/your-own-model.md"])
 def test_code_runs(page: str, monkeypatch) -> None:
     """With few steps, and without windows that pop up."""
     shown = []
-    monkeypatch.setattr(go.Figure, "show", shown.append)
+    monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
     monkeypatch.chdir(ROOT)
     code = "\n".join(fences(ROOT / page, "python")).replace("steps=100", "steps=2")
     namespace: dict[str, object] = {}
