@@ -39,8 +39,8 @@ def _validate(arguments: argparse.Namespace) -> int:
     problems = validate_trajectory(arguments.path)
     for problem in problems:
         print(problem)
-    verdict = f"{len(problems)} problem(s)" if problems else "valid"
-    print(f"{arguments.path}: {verdict}")
+    said = f"{len(problems)} problem(s)" if problems else "valid"
+    print(f"{arguments.path}: {said}")
     return int(bool(problems))
 
 

@@ -26,7 +26,7 @@ from densitykit.io.reader import open_trajectory
 from densitykit.io.writer import TrajectoryWriter, copy_frames, create_trajectory
 
 TIME_STEP, INTERVAL = 3.0, 2
-SETTINGS = {"temperature": 800.0, "relaxation": 300.0, "floor": 1e-4}
+SETTINGS = {"temperature": 800.0, "relaxation": 300.0, "lowest_density": 1e-4}
 
 
 def create(run: xr.Dataset, path: Path, n_frames: int, seed: int) -> None:

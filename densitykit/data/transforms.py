@@ -92,14 +92,14 @@ class LogNormal:
         return field_rate * self.sigma * (density + self.eps)
 
 
-def restore_electrons(density: Array, mean_density: Array | float, floor: float = 1e-6) -> Array:
+def restore_electrons(density: Array, mean_density: Array | float, lowest: float = 1e-6) -> Array:
     """Non-negative density with exactly the given mean (angstrom**-3).
 
-    Values below ``floor`` are raised to it (the offset of the log-normal transform admits values
+    Values below ``lowest`` are raised to it (the offset of the log-normal transform admits values
     down to -eps), then the field is scaled. Trailing three axes are space; ``mean_density`` is a
     number, or has those axes with length one.
     """
-    clamped = density.clip(floor)
+    clamped = density.clip(lowest)
     # in double precision: a factor rounded to single is wrong for all voxels alike, and such
     # errors would add up over a rollout
     if isinstance(density, torch.Tensor):

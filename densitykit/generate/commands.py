@@ -80,7 +80,7 @@ def _dynamics(
             interval=arguments.interval,
             seed=arguments.seed,
             keepbits=10,
-            floor=1e-4,
+            lowest_density=1e-4,
             attrs={"title": f"{title}, {arguments.temperature:g} K"},
         )
     print(summarise(arguments.out))

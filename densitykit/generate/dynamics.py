@@ -90,7 +90,7 @@ def molecular_dynamics(
     interval: int = 1,
     seed: int = 0,
     keepbits: int | None = None,
-    floor: float = 0.0,
+    lowest_density: float = 0.0,
     attrs: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run ab-initio molecular dynamics to step `n_steps`, or continue it to there.
@@ -123,7 +123,7 @@ def molecular_dynamics(
         Of initial velocities and thermostat.
     keepbits
         Mantissa bits of the stored density (see `create_trajectory`).
-    floor
+    lowest_density
         Smallest stored density, angstrom**-3. Dropping Fourier components can leave values
         below zero near cores.
     attrs
@@ -175,7 +175,7 @@ def molecular_dynamics(
         writer = extend_trajectory(path, n_frames)
     dynamics = _integrator(atoms, temperature, relaxation, time_step, generator)
     dynamics.transferred_energy = state.transferred
-    _run(dynamics, state, writer, n_steps, interval, grid, floor, generator)
+    _run(dynamics, state, writer, n_steps, interval, grid, lowest_density, generator)
     return path
 
 
@@ -312,12 +312,12 @@ def _run(
     n_steps: int,
     interval: int,
     grid: Sequence[int],
-    floor: float,
+    lowest_density: float,
     generator: np.random.Generator,
 ) -> None:
     """Step to `n_steps`: state first, then the frame, so that no kill point loses a step."""
     atoms = dynamics.atoms
-    _commit(writer, state, atoms, floor)  # a frame whose append was interrupted
+    _commit(writer, state, atoms, lowest_density)  # a frame whose append was interrupted
     with tqdm(total=n_steps, initial=state.step, unit="step", desc=writer.path.name) as bar:
         while state.step < n_steps:
             forces = dynamics.step(state.forces)
@@ -330,16 +330,16 @@ def _run(
             due = (state.step - state.origin) % interval == 0
             state.density = atoms.calc.density(tuple(grid)) if due else np.empty(0)
             state.save(_state_file(writer.path))
-            _commit(writer, state, atoms, floor)
+            _commit(writer, state, atoms, lowest_density)
             _report(bar, state, atoms)
 
 
-def _commit(writer: TrajectoryWriter, state: State, atoms: Atoms, floor: float) -> None:
+def _commit(writer: TrajectoryWriter, state: State, atoms: Atoms, lowest_density: float) -> None:
     """Append the state as a frame if it is one and is not in the store yet."""
     if not state.density.size or state.time <= writer.last_time:
         return
     writer.append(
-        np.maximum(state.density, floor),
+        np.maximum(state.density, lowest_density),
         state.time,
         positions=state.positions,
         velocities=atoms.get_velocities() * units.fs,
