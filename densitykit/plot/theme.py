@@ -33,16 +33,16 @@ TEMPLATE = go.layout.Template(layout=_LAYOUT | dict(margin=dict(l=75, r=20, t=50
 def use_notebook_renderer() -> None:
     """Show figures in notebooks interactively, and as pictures where those can be made.
 
-    Sites that show notebooks without running them draw no plotly; a PNG beside each figure
+    Sites that show notebooks without running them draw no plotly; a JPEG beside each figure
     serves their readers. Making one needs kaleido and a Chrome or Chromium browser: without them,
-    or where PLOTLY_RENDERER is set, nothing is lost but the PNG.
+    or where PLOTLY_RENDERER is set, nothing is lost but the JPEG.
     """
     browsers = ("google-chrome", "chromium", "chromium-browser", "chrome")
     can_draw = find_spec("kaleido") and (
         os.environ.get("BROWSER_PATH") or any(map(shutil.which, browsers))
     )
     if "PLOTLY_RENDERER" not in os.environ:
-        pio.renderers.default = "plotly_mimetype+png" if can_draw else "plotly_mimetype"
+        pio.renderers.default = "plotly_mimetype+jpeg" if can_draw else "plotly_mimetype"
 
 
 def line_styles(names: Iterable[str], truth: str | None = None) -> dict[str, dict[str, Any]]:
