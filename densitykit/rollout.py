@@ -17,10 +17,10 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from densitykit.data.windows import Window, Windows, step_generator
 from densitykit.errors import RolloutError, ShapeError, TrajectoryError
+from densitykit.io.progress import progress_bar
 from densitykit.io.reader import open_trajectory
 from densitykit.io.writer import TrajectoryWriter, create_trajectory
 from densitykit.models.base import Emulator, FieldEmulator, FieldState
@@ -234,7 +234,7 @@ def _frames(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield density, and positions and velocities where they are known, of all members."""
     states = _iterate(emulator, state, window, steps, seed)
-    bar = tqdm(states, "rollout", steps, disable=None if progress else True, unit="step")
+    bar = progress_bar(states, "rollout", steps, disable=None if progress else True, unit="step")
     known = getattr(emulator, "nuclei", lambda state: ())
     yield _frame(window.at(0), known(state))
     for state, density in bar:

@@ -25,11 +25,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from densitykit.analysis.nuclei import NucleiFilter, assign, find_nuclei
 from densitykit.cells import single_cell
 from densitykit.errors import ShapeError
+from densitykit.io.progress import progress_bar
 from densitykit.units import KELVIN
 
 __all__ = [
@@ -109,7 +109,7 @@ def track_nuclei(
         If a frame, cell or count make no sense.
     """
     cell = single_cell(cell, "tracking")
-    bar = tqdm(densities, "nuclei", unit="frame", delay=2, disable=not progress)
+    bar = progress_bar(densities, "nuclei", unit="frame", delay=2, disable=not progress)
     frames = [find_nuclei(np.asarray(f), cell, count, filter, **options) for f in bar]
     paths = np.full((len(frames), count, 3), np.nan)
     last, velocity = np.full((2, count, 3), np.nan)

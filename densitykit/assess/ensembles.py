@@ -21,11 +21,11 @@ from __future__ import annotations
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from densitykit.assess.one_step import spread_starts, true_density
 from densitykit.data.windows import Windows
 from densitykit.errors import ShapeError
+from densitykit.io.progress import progress_bar
 from densitykit.metrics import crps
 from densitykit.models.base import Emulator
 from densitykit.rollout import iterate
@@ -77,7 +77,7 @@ def ensemble_scores(
     rows = []
     first = spread_starts(windows, steps, starts)
     hidden = None if progress else True
-    with tqdm(total=steps * len(first), desc="ensembles", delay=2, disable=hidden) as bar:
+    with progress_bar(total=steps * len(first), desc="ensembles", delay=2, disable=hidden) as bar:
         for i in first.tolist():
             window = windows[i].expand(members)
             for k, (_, cloud) in enumerate(iterate(emulator, window, steps, seed + i), start=1):

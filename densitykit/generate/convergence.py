@@ -26,13 +26,13 @@ import numpy as np
 import pandas as pd
 from ase import Atoms
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from densitykit.errors import GenerationError
 from densitykit.fields import resample
 from densitykit.generate.engine import Engine
 from densitykit.generate.jobs import Result, close_engines, evaluate
 from densitykit.generate.snapshots import grid_shape
+from densitykit.io.progress import progress_bar
 from densitykit.io.store import PathLike, load_arrays, save_arrays
 
 __all__ = ["Series", "convergence_table", "grid_table"]
@@ -98,7 +98,7 @@ def convergence_table(
         (s, label, i) for s in series for label in s.engines for i in range(len(configurations))
     ]
     results: dict[tuple[str, str, int], Result] = {}
-    for s, label, i in tqdm(jobs, desc="convergence", disable=not progress):
+    for s, label, i in progress_bar(jobs, desc="convergence", disable=not progress):
         atoms = configurations[i]
         name = f"{s.setting}: {label}, configuration {i}"
         try:

@@ -31,10 +31,11 @@ from ase.constraints import FixCom
 from ase.md.bussi import Bussi
 from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from tqdm.std import tqdm
 
 from densitykit.errors import GenerationError
 from densitykit.generate.engine import Engine, valence_charges
+from densitykit.io.progress import progress_bar
 from densitykit.io.reader import open_trajectory
 from densitykit.io.rebuild import extend_trajectory
 from densitykit.io.store import load_arrays, save_arrays
@@ -318,7 +319,9 @@ def _run(
     """Step to `n_steps`: state first, then the frame, so that no kill point loses a step."""
     atoms = dynamics.atoms
     _commit(writer, state, atoms, lowest_density)  # a frame whose append was interrupted
-    with tqdm(total=n_steps, initial=state.step, unit="step", desc=writer.path.name) as bar:
+    with progress_bar(
+        total=n_steps, initial=state.step, unit="step", desc=writer.path.name
+    ) as bar:
         while state.step < n_steps:
             forces = dynamics.step(state.forces)
             state.step += 1

@@ -39,9 +39,9 @@ from ase.constraints import FixCom
 from ase.md.langevin import Langevin
 from ase.optimize import BFGS
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from densitykit.errors import GenerationError
+from densitykit.io.progress import progress_bar
 
 __all__ = [
     "MOLECULES",
@@ -191,7 +191,7 @@ def _langevin(
     )
     dynamics.run(round(settings["equilibration"] / settings["timestep"]))
     found = []
-    for index in tqdm(range(n), desc=f"geometries, {source}", disable=not progress):
+    for index in progress_bar(range(n), desc=f"geometries, {source}", disable=not progress):
         dynamics.run(round(settings["interval"] / settings["timestep"]))
         found.append(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
         found[-1].info = {

@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 import zarr
 from ase import Atoms
-from tqdm.auto import tqdm
 
 from densitykit.errors import GenerationError
 from densitykit.generate.engine import Engine, valence_charges
 from densitykit.generate.jobs import Result, evaluate_all
+from densitykit.io.progress import progress_bar
 from densitykit.io.splits import read_splits, write_splits
 from densitykit.io.store import PathLike, load_arrays, recover, save_arrays
 from densitykit.io.writer import TrajectoryWriter, create_trajectory
@@ -161,7 +161,9 @@ def _compute(
     missing = {i: store.configurations[i] for i in store.missing()}
     options = {"workers": workers, "scheduler": scheduler}
     failures: dict[int, str] = {}
-    with tqdm(total=n, initial=n - len(missing), desc=system.name, disable=not progress) as bar:
+    with progress_bar(
+        total=n, initial=n - len(missing), desc=system.name, disable=not progress
+    ) as bar:
         for index, result in evaluate_all(system.engine, missing, store.grid, **options):
             if "error" in result:
                 failures[index] = result["error"]

@@ -27,9 +27,9 @@ from ase import Atoms, units
 from ase.data import atomic_masses
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
-from tqdm.auto import tqdm
 
 from densitykit.generate.geometries import missing
+from densitykit.io.progress import progress_bar
 
 __all__ = ["water"]
 
@@ -103,7 +103,7 @@ def water(
     integrator.step(round(equilibration / 0.5))
     source = f"{n_molecules} H2O: SPC/Fw, Langevin {temperature:g} K, seed {seed}"
     found = []
-    for index in tqdm(range(n), desc=f"geometries, {source}", disable=not progress):
+    for index in progress_bar(range(n), desc=f"geometries, {source}", disable=not progress):
         integrator.step(round(interval / 0.5))
         found.append(_water_snapshot(context, edge))
         time = equilibration + (index + 1) * interval

@@ -21,7 +21,8 @@ class _Lines(tqdm.std.tqdm):
     last = time.monotonic()
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options | {"file": io.StringIO()})
+        hidden = bool(options.get("disable"))  # None, "where there is no terminal", is not hidden
+        super().__init__(*args, **options | {"file": io.StringIO(), "disable": hidden})
 
     def display(self, *_: Any, **__: Any) -> None:
         if time.monotonic() - _Lines.last >= _INTERVAL:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -18,9 +18,9 @@ from typing import Protocol
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from densitykit.data.windows import Window, Windows, step_generator
+from densitykit.io.progress import progress_bar
 from densitykit.training.state import TrainingState, adam_state
 
 __all__ = ["Objective", "fit"]
@@ -146,10 +146,10 @@ class _Run:
             tensors |= {f"weight.{i}": p, f"average.{i}": mean} | moments
         return tensors
 
-    def bar(self, label: str, first: int, steps: int) -> tqdm:
+    def bar(self, label: str, first: int, steps: int) -> Iterable[int]:
         """Steps left, with a progress bar where the output is a terminal."""
         hidden = True if self.fabric.global_rank > 0 else None
-        return tqdm(range(first, steps), label, steps, initial=first, disable=hidden)
+        return progress_bar(range(first, steps), label, steps, initial=first, disable=hidden)
 
     def step(
         self, inputs: tuple[Tensor, ...], generator: torch.Generator, step: int, steps: int

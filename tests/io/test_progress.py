@@ -22,7 +22,7 @@ def test_a_line_a_minute_of_all_bars(
 ) -> None:
     """Two bars of 100 steps of 3 s: ten minutes, ten lines, each a whole one with its name."""
     for name in ("training", "rollout"):
-        for _ in progress_bar(range(100), name, mininterval=0):
+        for _ in progress_bar(range(100), name, mininterval=0, disable=None):
             clock[0] += 3.0
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == 5 * ["training"] + 5 * ["rollout"]

@@ -30,10 +30,10 @@ import torch
 import xarray as xr
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from densitykit.cells import single_cell
 from densitykit.errors import ShapeError, TrajectoryError
+from densitykit.io.progress import progress_bar
 from densitykit.neighbours import neighbour_pairs
 
 __all__ = [
@@ -423,7 +423,7 @@ def fit_force_field(
         unit = torch.eye(len(model.coefficients), dtype=torch.float64)
         return torch.func.vmap(lambda c: function(x, *others, c), chunk_size=128)(unit).T
 
-    bar = tqdm(frames, "forces", unit="frame", delay=2, disable=None if progress else True)
+    bar = progress_bar(frames, "forces", unit="frame", delay=2, disable=None if progress else True)
     for x, forces, *others in bar:
         design = columns(lambda *given: model.forces(*given).flatten(), x, *others)
         moment, target = moment + design.T @ design, target + design.T @ forces.flatten()
