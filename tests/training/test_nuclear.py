@@ -9,8 +9,8 @@ import pytest
 import torch
 import xarray as xr
 from lightning_fabric import Fabric
+from liquid import FORCE_FIELD, liquid_run
 from made_up import made_up_run
-from test_nuclear import FORCE_FIELD, liquid_run
 from torch import Tensor, nn
 
 from densitykit.analysis.tracking import kinetic_temperature

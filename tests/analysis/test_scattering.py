@@ -23,7 +23,7 @@ from densitykit.analysis.scattering import (
 from densitykit.errors import ShapeError
 from densitykit.io.reader import open_trajectory
 
-LITHIUM = Path(__file__).parents[1] / "data" / "lithium-800K.zarr" / "run-2"
+LITHIUM = Path(__file__).parents[2] / "data" / "lithium-800K.zarr" / "run-2"
 EDGE = 6.0
 CELL = EDGE * np.eye(3)
 UNIT = 2 * np.pi / EDGE

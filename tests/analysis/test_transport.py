@@ -28,7 +28,7 @@ from densitykit.io.reader import open_trajectory
 from densitykit.statistics import block_bootstrap, over_segments
 from densitykit.units import CM2_PER_S
 
-LITHIUM = Path(__file__).parents[1] / "data" / "lithium-800K.zarr" / "run-2"
+LITHIUM = Path(__file__).parents[2] / "data" / "lithium-800K.zarr" / "run-2"
 EDGE = 6.0
 CELL = EDGE * np.eye(3)
 SHEARED = np.array([[3.0, 0.0, 0.0], [2.8, 3.1, 0.0], [-1.0, 1.4, 3.3]])

@@ -14,7 +14,7 @@ from densitykit.errors import ShapeError
 from densitykit.fields import resample
 from densitykit.io.reader import open_trajectory
 
-LITHIUM = Path(__file__).resolve().parents[1] / "data" / "lithium-800K.zarr"
+LITHIUM = Path(__file__).resolve().parents[2] / "data" / "lithium-800K.zarr"
 CUBE = 7.0 * np.eye(3)
 SKEW = np.array([[7.0, 0.0, 0.0], [1.5, 6.5, 0.0], [-1.0, 0.8, 7.5]])
 #: equal edges at 60 degrees: fcc, primitive
