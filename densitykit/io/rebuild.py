@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from zarr.codecs import Crc32cCodec
 
 from densitykit.io.schema import checked_arrays, count_committed
 from densitykit.io.store import (
@@ -134,10 +135,11 @@ def _pack(group: zarr.Group, name: str, array: zarr.Array, count: int, per_shard
         shape=shape,
         dtype=array.dtype,
         fill_value=array.fill_value,
-        compressors=CODECS["packed"],
+        compressors=[CODECS["packed"], Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=array.metadata.dimension_names,
         attributes=dict(array.attrs),
+        config={"write_empty_chunks": name not in FIELDS},
         **(sharded if name in FIELDS else {"chunks": shape}),
     )
     step = per_shard if moves else length

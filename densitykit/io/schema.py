@@ -19,7 +19,7 @@ from densitykit.io.store import RESTORE, fault, raise_any, runs
 
 __all__ = ["SCHEMA_VERSION", "bit_round"]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION, READABLE = "2.0", ("1.0", "2.0")
 REQUIRED = ("density", "time", "cell")
 
 
@@ -86,11 +86,14 @@ def bit_round(array: ArrayLike, keepbits: int) -> NDArray[np.float32]:
 
 
 def open_arrays(path: Path, mode: str = "r") -> tuple[dict[str, zarr.Array], list[str]]:
-    """Open the arrays in the group at `path`, and list those whose metadata is broken."""
+    """Open the arrays in the group at `path`, and list those that are broken or lost."""
     arrays, problems = {}, []
     for folder in sorted(path.glob("[!.]*/")):
         try:
-            arrays[folder.name] = zarr.open_array(folder, mode=mode)
+            arrays[folder.name] = array = zarr.open_array(folder, mode=mode)
+            first = folder / f"c{'.0' * array.ndim}"
+            if array.attrs.get("always_written") and array.size and not first.is_file():
+                problems.append(f"{folder.name}: its first chunk is missing; {RESTORE}")
         except Exception as error:  # zarr, json and the file system each raise their own
             reason = f"zarr.json is unreadable ({type(error).__name__})"
             problems.append(f"{folder.name}: {reason}; {RESTORE}")
@@ -141,7 +144,16 @@ def count_committed(path: Path, time: zarr.Array) -> int:
     count = int(finite.sum())
     if not finite[:count].all():
         raise_any(path, time_problems(time[:]))
+    if not count:
+        raise_any(path, lost_marks(path))
     return count
+
+
+def lost_marks(path: Path) -> list[str]:
+    """Look for densities beyond the first frame in a run that has no commit mark."""
+    if all(file.name.startswith("c.0.") for file in (path / "density").glob("c.*")):
+        return []
+    return [f"time: no frame is committed, but there are densities of later ones; {RESTORE}"]
 
 
 def decodable(array: zarr.Array) -> bool:

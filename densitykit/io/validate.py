@@ -22,8 +22,10 @@ from densitykit.errors import TrajectoryError
 from densitykit.io.formats import read_frames
 from densitykit.io.progress import progress_bar
 from densitykit.io.schema import (
+    READABLE,
     SCHEMA_VERSION,
     decodable,
+    lost_marks,
     open_arrays,
     schema_problems,
     spell,
@@ -83,7 +85,7 @@ def _run_problems(
 ) -> list[str]:
     """List the problems of one run."""
     lines = []
-    if attrs.get("schema_version") != SCHEMA_VERSION:
+    if attrs.get("schema_version") not in READABLE:
         problem = f"schema_version is {attrs.get('schema_version')!r}"
         lines.append(f"attributes: {problem}; convert the store and set {SCHEMA_VERSION!r}")
     arrays, broken = open_arrays(path)
@@ -97,6 +99,7 @@ def _run_problems(
     time, grid = arrays["time"][:], arrays["density"].shape[1:]
     lines += time_problems(time) + _odd_arrays(path, arrays, lost)
     frames = np.flatnonzero(np.isfinite(time))
+    lines += [] if frames.size else lost_marks(path)
     cells = arrays["cell"][:] if arrays["cell"].ndim == 2 else arrays["cell"][:][frames]
     volumes = np.abs(np.linalg.det(cells))
     if not (volumes > 0).all():

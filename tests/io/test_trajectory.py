@@ -452,6 +452,7 @@ def _retype(path: Path, name: str, dtype: str, serializer: object = "auto") -> N
     values, dims, attrs = old[:], old.metadata.dimension_names, dict(old.attrs)
     options = {"dimension_names": dims, "attributes": attrs, "overwrite": True}
     options["serializer"] = serializer
+    options["chunk_key_encoding"] = {"name": "default", "separator": "."}
     zarr.open_group(path).create_array(name, data=values.astype(dtype), **options)
 
 
@@ -489,11 +490,17 @@ UNFIT = {
     "length": (lambda p: zarr.open_array(p / "energy").resize((5,)), ["energy", "length 5", "8"]),
     "gap": (lambda p: _edit_values(p, "time", 3, lambda t: np.nan), ["time", "frame 3"]),
     "array-metadata": (lambda p: _truncate(p / "forces" / "zarr.json"), ["forces", "unreadable"]),
+    "no-marks": (lambda p: (p / "time" / "c.0").unlink(), ["time", "first chunk is missing"]),
+    "no-elements": (lambda p: (p / "numbers" / "c.0").unlink(), ["numbers", "missing"]),
+    "lost-cell": (lambda p: (p / "cell" / "c.0.0").unlink(), ["cell", "missing"]),
     "time-chunk": (lambda p: _truncate(p / "time" / "c.0"), ["time", "decoded"]),
 }
 # what opens, but is wrong
 WRONG = {
-    "version": (lambda p: _edit_json(p / "zarr.json", attributes={}), ["attributes", "1.0"]),
+    "version": (
+        lambda p: _edit_json(p / "zarr.json", attributes={}),
+        ["attributes", SCHEMA_VERSION],
+    ),
     "not-finite": (
         lambda p: _edit_values(p, "density", (3, 0, 0, 0), lambda v: np.inf),
         ["density", "frame 3", "not finite"],
@@ -538,7 +545,7 @@ WRONG = {
         lambda p: _retype(p, "positions", "<f8", BytesCodec(endian="big")),
         ["positions", "big-endian"],
     ),
-    "no-elements": (
+    "strange-elements": (
         lambda p: _edit_values(p, "numbers", 1, lambda v: 0 * v + 119),
         ["numbers", "119"],
     ),
@@ -598,6 +605,59 @@ def test_missing_paths_and_truncated_root(mock_trajectory: Make, tmp_path: Path)
     assert_helpful(problem, "zarr.json")
     with pytest.raises(TrajectoryError):
         open_trajectory(path)
+
+
+def _format_1(path: Path) -> Path:
+    """Make a store as it was written before checksums."""
+    for folder in path.glob("*/"):
+        array = zarr.open_array(folder)
+        values, metadata = array[:], json.loads((folder / "zarr.json").read_text())
+        metadata["codecs"] = [c for c in metadata["codecs"] if c["name"] != "crc32c"]
+        metadata["attributes"].pop("always_written", None)
+        (folder / "zarr.json").write_text(json.dumps(metadata))
+        zarr.open_array(folder, mode="r+")[:] = values
+    zarr.open_group(path, mode="r+").attrs["schema_version"] = "1.0"
+    return path
+
+
+def test_format_1_is_read_continued_and_packed(
+    mock_trajectory: Make, mock_density: Callable
+) -> None:
+    """Lost marks are noticed there too, as soon as there is a second density."""
+    path = _format_1(mock_trajectory(n_committed=7))
+    assert validate_trajectory(path) == []
+    TrajectoryWriter(path).append(mock_density(14.0), 14.0)
+    extend_trajectory(path, 9)
+    assert open_trajectory(path).sizes["time"] == 8 and validate_trajectory(path) == []
+    packed = Path(shutil.copytree(path, path.with_name("packed.zarr")))
+    pack_trajectory(packed)
+    assert "crc32c" in (packed / "density" / "zarr.json").read_text()
+    np.testing.assert_array_equal(
+        open_trajectory(packed)["density"], open_trajectory(path)["density"]
+    )
+    (path / "time" / "c.0").unlink()
+    for use in (open_trajectory, TrajectoryWriter):
+        with pytest.raises(TrajectoryError, match="time: no frame is committed, but"):
+            use(path)
+    assert_helpful(validate_trajectory(path)[0], "time", "no frame is committed")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_flipped_bit_is_noticed(mock_trajectory: Make, packed: bool) -> None:
+    """In densities, positions, marks, and what is constant: one at a time."""
+    path, rng = mock_trajectory(n_frames=4, grid=(4, 4, 4), keepbits=12), np.random.default_rng(0)
+    if packed:
+        pack_trajectory(path, frames_per_shard=3)
+    files = sorted(file for file in path.glob("*/c*") if file.is_file())
+    assert {file.parent.name for file in files} >= {"density", "positions", "time", "cell"}
+    for _ in range(100):
+        file = files[rng.integers(len(files))]
+        data = bytearray(whole := file.read_bytes())
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        file.write_bytes(data)
+        assert validate_trajectory(path) != [], file
+        file.write_bytes(whole)
+    assert validate_trajectory(path) == []
 
 
 def test_writer_refuses_a_store_without_commit_marks(mock_trajectory: Make) -> None:
