@@ -31,7 +31,6 @@ from densitykit.errors import ShapeError
 
 __all__ = [
     "decay_time",
-    "density_autocorrelation",
     "dynamic_structure",
     "intermediate_scattering",
     "spectral_moment",
@@ -187,40 +186,3 @@ def spectral_moment(spectrum: xr.DataArray, order: int = 0) -> xr.DataArray:
         Even.
     """
     return 2 * (spectrum["omega"] ** order * spectrum).integrate("omega")
-
-
-def density_autocorrelation(density: xr.DataArray, max_lag: int) -> xr.DataArray:
-    r"""Autocorrelation of :math:`\delta\rho(r, t) = \rho(r, t) - N/V`, over all r and origins.
-
-    N/V is the average of a liquid at every point, so nothing is estimated from a short run. For
-    a solid or a molecule subtract the time average before.
-
-    Parameters
-    ----------
-    density
-        Dimensions (time, x, y, z) or (time, x), equally spaced. On dask at most
-        max(32, max_lag) + max_lag frames are in one task.
-    max_lag
-        Longest lag in frames.
-
-    Returns
-    -------
-    xr.DataArray
-        (lag,), 1 at lag 0.
-    """
-    lag, space = _lags(density, max_lag), [dim for dim in "xyz" if dim in density.dims]
-    n, block = density.sizes["time"], max(32, max_lag)
-
-    def sums(frames: np.ndarray) -> np.ndarray:
-        flat = frames.reshape(len(frames), -1).astype(np.float64)
-        flat -= flat.mean(axis=1, keepdims=True)
-        gram = flat[:block] @ flat.T  # product of any two frames; its diagonals are the lags
-        return np.array([np.trace(gram, offset=k) for k in range(max_lag + 1)])
-
-    total = 0.0
-    for start in range(0, n, block):  # these origins, and what their longest lag reaches
-        piece = density.isel(time=slice(start, start + block + max_lag)).drop_vars("time")
-        core, out = [["time", *space]], {"lag": max_lag + 1}
-        total = total + apply_lazily(sums, piece, core=core, out=out, dtype=float)
-    mean = total / (n - np.arange(max_lag + 1))
-    return (mean / mean.isel(lag=0)).assign_coords(lag=lag)

@@ -18,6 +18,7 @@ several steps, each from what the one before has made: an unrolled loss.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -34,7 +35,7 @@ from densitykit.analysis.tracking import implied_temperature, kinetic_temperatur
 from densitykit.analysis.transport import unwrap
 from densitykit.data.transforms import fourier_resample, multiple_of
 from densitykit.data.windows import Window, Windows
-from densitykit.errors import TrajectoryError
+from densitykit.errors import ShapeError, TrajectoryError
 from densitykit.models.base import Domain
 from densitykit.models.nuclear.emulator import NuclearEmulator
 from densitykit.models.nuclear.force_field import fit_force_field
@@ -206,6 +207,7 @@ def fit_parts(
                 f"{windows.source}: variable '{name}' is missing or not finite; give an ab-initio "
                 "run that has it"
             )
+    run = run.assign(cell=(("vector", "cartesian"), windows.cell.numpy()))  # where it is per frame
     superposition = fit_superposition(run, every)
     filter = _filter(run)
     card = {
@@ -213,8 +215,8 @@ def fit_parts(
         "domain": asdict(Domain.of(windows)),
         "filter_nodes": 0 if filter is None else len(filter.weights),
         "knots": len(superposition.knots),
-        "temperature": _temperature(run, windows),
         "substeps": windows.lag,
+        **_thermostat(run, windows),
     } | arguments
     given = dict(arguments.get("force_field", {}))
     card["force_field"] = _reach(run, every, **given) | given
@@ -233,7 +235,10 @@ def _filter(run: xr.Dataset) -> NucleiFilter | None:
     """The filter that finds all nuclei of some frames of a run; None if there is none."""
     if len(set(run["numbers"].values.tolist())) > 1:
         return None
-    cell, filter = run["cell"].values, NucleiFilter.fit(run)
+    try:
+        cell, filter = run["cell"].values, NucleiFilter.fit(run)
+    except ShapeError:  # a grid too coarse for one
+        return None
     for k in np.linspace(0, run.sizes["time"] - 1, 5).round().astype(int):
         found = find_nuclei(run["density"][k].values, cell, run.sizes["atom"], filter)
         if (match_nuclei(found, run["positions"][k].values, cell, radius=0.2)[0] < 0).any():
@@ -241,13 +246,18 @@ def _filter(run: xr.Dataset) -> NucleiFilter | None:
     return filter
 
 
-def _temperature(run: xr.Dataset, windows: Windows) -> float:
-    """Mean temperature of a run in K, from velocities or else from displacements."""
+def _thermostat(run: xr.Dataset, windows: Windows) -> dict[str, float]:
+    """Of the run, as `densitykit.generate.dynamics` writes it; else its mean temperature."""
+    told = re.search(r"([\d.]+) fs, ([\d.]+) K", str(run.attrs.get("thermostat")))
+    if told:
+        return {"relaxation": float(told[1]), "temperature": float(told[2])}
     masses = atomic_masses(run["numbers"].values)
     if "velocities" in run:
-        return round(float(kinetic_temperature(run["velocities"].values, masses).mean()), 1)
-    paths = unwrap(run["positions"].load(), run["cell"].values).values
-    return round(implied_temperature(paths, masses, windows.time_step).temperature, 1)
+        kelvin = kinetic_temperature(run["velocities"].values, masses).mean()
+    else:
+        paths = unwrap(run["positions"].load(), run["cell"].values).values
+        kelvin = implied_temperature(paths, masses, windows.time_step).temperature
+    return {"temperature": round(float(kelvin), 1)}
 
 
 def _reach(run: xr.Dataset, every: int, cutoff: float = 7.0, **_: float) -> dict[str, Any]:

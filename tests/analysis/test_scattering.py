@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 
 import dask
-import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
@@ -14,7 +12,6 @@ import xarray as xr
 from densitykit.analysis.modes import allowed_waves, density_modes, fluctuation, nuclear_modes
 from densitykit.analysis.scattering import (
     decay_time,
-    density_autocorrelation,
     dynamic_structure,
     intermediate_scattering,
     spectral_moment,
@@ -198,49 +195,7 @@ def test_intermediate_scattering_is_that_of_dynasor(tmp_path):
     np.testing.assert_allclose(np.reshape(total, ours.T.shape).T, ours, atol=1e-4)
 
 
-# --- autocorrelation of the density ----------------------------------------------------------
-
-
-def test_autocorrelation_of_a_travelling_wave():
-    c = density_autocorrelation(travelling_wave(16.0), 20)
-    np.testing.assert_allclose(c, np.cos(2 * np.pi * c["lag"] / 16.0), atol=1e-12)
-
-
-@pytest.mark.parametrize("dims", [("x",), ("x", "y", "z")])
-@pytest.mark.parametrize("n_frames", [12, 70, 101])
-def test_autocorrelation_is_the_mean_over_points_and_origins(dims, n_frames):
-    values = np.random.default_rng(0).uniform(size=(n_frames, 6, 5, 4)[: len(dims) + 1])
-    flat = values.reshape(n_frames, -1)
-    flat = flat - flat.mean(1, keepdims=True)
-    direct = np.array([(flat[k:] * flat[: n_frames - k]).mean() for k in range(9)])
-    c = density_autocorrelation(over_time(values, *dims), 8)
-    np.testing.assert_allclose(c, direct / direct[0], atol=1e-12)
-
-
-def test_autocorrelation_reads_a_film_piece_by_piece():
-    """Frames made one by one, and counted: never more alive than three pieces of 32 + 8."""
-    alive, most = 0, 0
-
-    def forget() -> None:
-        nonlocal alive
-        alive -= 1
-
-    def frame(block_info: dict | None = None) -> np.ndarray:
-        nonlocal alive, most
-        out = np.random.default_rng(block_info[None]["chunk-location"][0]).uniform(size=(1, 50))
-        alive, most = alive + 1, max(most, alive + 1)
-        weakref.finalize(out, forget)
-        return out
-
-    n, meta = 400, np.empty((0, 0))
-    array = da.map_blocks(frame, chunks=((1,) * n, (50,)), dtype=float, meta=meta)
-    film = xr.DataArray(array, {"time": STEP * np.arange(n)}, ("time", "x"))
-    with dask.config.set(scheduler="synchronous"):
-        lazy = density_autocorrelation(film, 8)
-        assert most == 0
-        values = lazy.compute()
-        assert 0 < most <= 120
-        np.testing.assert_allclose(values, density_autocorrelation(film.compute(), 8), rtol=1e-12)
+# --- dask ------------------------------------------------------------------------------------
 
 
 def test_correlations_stay_lazy():

@@ -397,6 +397,9 @@ def test_parts_follow_from_the_run(name, tmp_path) -> None:
     assert 0.5 < model.force_field.closest <= 2.0
     still = fit_parts(run.drop_vars("velocities"), 10.0, every=4, force_field=options, **TINY)[0]
     assert still.temperature == pytest.approx(kelvin, rel=0.1)
+    told = run.assign_attrs(thermostat="velocity rescaling, 250 fs, 290 K")
+    told = fit_parts(told, 10.0, every=4, force_field=options, **TINY)[0]
+    assert (told.relaxation, told.temperature) == (250.0, 290.0)
     rows = train_emulator(model, run, run, steps=2, batch=2, validate_every=2)
     assert rows[-1]["validation_l2"] < 0.02
     save_model(model, tmp_path / name, card)
