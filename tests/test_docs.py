@@ -13,7 +13,7 @@ import yaml
 
 import densitykit as dk
 from densitykit.cli import parser
-from densitykit.io.schema import schema_for
+from densitykit.io.schema import SCHEMA_VERSION, schema_for
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -103,6 +103,7 @@ def test_code_runs(page: str, monkeypatch) -> None:
 
 def test_the_format_lists_all_variables() -> None:
     page = (ROOT / "docs" / "format.md").read_text()
+    assert f"follows, {SCHEMA_VERSION};" in page
     for name, variable in schema_for(3).items():
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         assert ", ".join(variable.dims) in row and variable.units in row
