@@ -33,6 +33,7 @@ __all__ = [
 MODELS = {
     "DeepDensity1D": "densitykit.chain.deep_density",
     "LatentDiffusion": "densitykit.models.diffusion",
+    "LinearDensity": "densitykit.models.deep_density.linear",
     "NuclearEmulator": "densitykit.models.nuclear.emulator",
     "SmoothDensity1D": "densitykit.chain.smooth_density",
     "SurrogateUNet": "densitykit.models.unet",

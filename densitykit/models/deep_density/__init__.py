@@ -1,0 +1,1 @@
+"""From atoms to density: static maps in three dimensions."""

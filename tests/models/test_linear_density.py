@@ -1,0 +1,142 @@
+"""The linear map from atoms to density: its symmetries, its reach, a fit that must be exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from densitykit.errors import WindowError
+from densitykit.models.deep_density.basis import GaussianBasis, coupling, spherical_harmonics
+from densitykit.models.deep_density.linear import Atoms, LinearDensity
+from densitykit.training.linear import fit_linear_density
+
+BASES = {z: dict(counts=(3, 3, 2), start=0.6, ratio=2.0, radius=3.0) for z in ("1", "8")}
+SURROUNDINGS = dict(cutoff=3.5, n=4, l_max=2, channels=2, products=6)
+GRID, EDGE = (12, 12, 12), 6.0
+
+
+def configurations(count: int, seed: int = 0) -> list[Atoms]:
+    rng = np.random.default_rng(seed)
+    start = np.array([[1.0, 1, 1], [2.2, 1.2, 0.9], [0.8, 2.3, 1.4], [4.2, 4.4, 4.0]])
+    numbers = np.array([8, 1, 1, 8])
+    return [
+        Atoms(start + rng.normal(0, 0.15, start.shape), numbers, EDGE * np.eye(3))
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model() -> LinearDensity:
+    """A map with features of made-up atoms and random weights."""
+    from densitykit.training.linear import _fit_features
+
+    result = LinearDensity(BASES, SURROUNDINGS)
+    _fit_features(result, configurations(12))
+    blocks = result.block_shapes(result.features(configurations(1)[0]))
+    count = sum(n * k for _, _, n, k in blocks)
+    weights = torch.randn(count, generator=torch.Generator().manual_seed(0)).double()
+    result.set_weights(weights, blocks)
+    return result
+
+
+def test_coupled_harmonics_turn_with_the_vectors() -> None:
+    """|sum C Y1 Y2|^2 does not depend on the orientation of a pair of vectors."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 3))
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    for l1, l2, l in ((1, 1, 0), (1, 1, 2), (2, 1, 3), (2, 2, 4), (3, 2, 1)):
+        norms = []
+        for matrix in (np.eye(3), turn):
+            y1, y2 = (
+                spherical_harmonics(k, (matrix @ v)[None])[0, k * k :]
+                for k, v in ((l1, a), (l2, b))
+            )
+            norms.append(np.square(np.einsum("abc,a,b->c", coupling(l1, l2, l), y1, y2)).sum())
+        assert norms[0] == pytest.approx(norms[1], rel=1e-10)
+
+
+def test_functions_are_orthonormal_and_neutral_ones_have_no_moments() -> None:
+    wide = GaussianBasis((4, 3), 0.5, 1.8, radius=40.0)
+    x = np.linspace(-8, 8, 81)
+    points = np.stack(np.meshgrid(x, x, x, indexing="ij"), axis=-1).reshape(-1, 3)
+    values = wide.values(points)
+    overlap = values.T @ values * (x[1] - x[0]) ** 3
+    np.testing.assert_allclose(
+        overlap, np.eye(wide.size), atol=0.05
+    )  # the envelope is not quite 1
+    neutral = GaussianBasis((4, 3), 0.5, 1.8, radius=4.0, neutral=True)
+    assert neutral.counts == (3, 2)
+    values = neutral.values(points) * (x[1] - x[0]) ** 3
+    scale = abs(values).sum(axis=0).max()
+    assert abs(values[:, :3].sum(axis=0)).max() < 1e-3 * scale
+    assert abs(points.T @ values[:, 3:]).max() < 1e-3 * abs(points * 1.0).max() * scale
+
+
+def test_density_is_the_sum_of_the_functions() -> None:
+    basis = GaussianBasis((4, 3, 2), 0.5, 1.8, radius=4.0)
+    rng = np.random.default_rng(0)
+    points, c = rng.normal(size=(50, 3)), rng.normal(size=basis.size)
+    np.testing.assert_allclose(basis.density(points, c), basis.values(points) @ c, rtol=1e-10)
+
+
+def test_it_turns_shifts_and_permutes_with_the_atoms(model: LinearDensity) -> None:
+    atoms = configurations(1, seed=5)[0]
+    rho = model.density(atoms, GRID)
+    size = abs(rho).max()
+    order = np.array([3, 2, 1, 0])
+    swapped = Atoms(atoms.positions[order], atoms.numbers[order], atoms.cell)
+    np.testing.assert_allclose(model.density(swapped, GRID), rho, atol=1e-10 * size)
+    step = EDGE / GRID[0]
+    shifted = Atoms(atoms.positions + [3 * step, 0, -2 * step], atoms.numbers, atoms.cell)
+    expected = np.roll(rho, (3, 0, -2), (0, 1, 2))
+    np.testing.assert_allclose(model.density(shifted, GRID), expected, atol=1e-9 * size)
+    turn = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1.0]])  # x -> y, y -> -x
+    turned = Atoms(atoms.positions @ turn.T, atoms.numbers, atoms.cell)
+    expected = np.roll(np.flip(rho.transpose(1, 0, 2), 0), 1, 0)
+    np.testing.assert_allclose(model.density(turned, GRID), expected, atol=1e-9 * size)
+
+
+def test_far_atoms_do_not_matter(model: LinearDensity) -> None:
+    """Two copies far apart have twice the density of one: finite reach, any cell."""
+    one = configurations(1, seed=3)[0]
+    big = np.diag([2 * EDGE, EDGE, EDGE])
+    two = Atoms(
+        np.concatenate([one.positions, one.positions + [EDGE, 0, 0]]), np.tile(one.numbers, 2), big
+    )
+    double = model.density(two, (24, 12, 12))
+    single = model.density(one, GRID)
+    np.testing.assert_allclose(double[:12], single, atol=1e-9 * abs(single).max())
+    np.testing.assert_allclose(double[12:], single, atol=1e-9 * abs(single).max())
+
+
+def test_a_fit_finds_the_map_that_made_the_data(model: LinearDensity) -> None:
+    def run(seed: int, count: int) -> xr.Dataset:
+        frames = configurations(count, seed)
+        rho = np.stack([model.density(a, GRID) for a in frames])
+        return xr.Dataset(
+            {
+                "density": (("time", "x", "y", "z"), rho),
+                "positions": (("time", "atom", "cartesian"), [a.positions for a in frames]),
+                "numbers": ("atom", frames[0].numbers),
+                "cell": (("vector", "cartesian"), frames[0].cell),
+            }
+        )
+
+    train, held_out = run(0, 12), run(1, 3)
+    options = {"points": 1500, "ridges": (1e-6, 1e-10), "progress": False}
+    fitted, card, rows = fit_linear_density([train], [held_out], BASES, SURROUNDINGS, **options)
+    assert rows[-1]["validation_l1"] < 1e-3
+    assert rows[-1]["validation_l1"] < rows[0]["validation_l1"]
+    again = LinearDensity(**card)
+    again.load_state_dict(fitted.state_dict())
+    atoms = configurations(1, seed=9)[0]
+    np.testing.assert_array_equal(again.density(atoms, GRID), fitted.density(atoms, GRID))
+
+
+def test_an_unknown_species_is_refused(model: LinearDensity) -> None:
+    atoms = configurations(1)[0]
+    strange = Atoms(atoms.positions, np.array([8, 1, 1, 16]), atoms.cell)
+    with pytest.raises(WindowError, match=r"\[16\].*\[1, 8\]"):
+        model.density(strange, GRID)
