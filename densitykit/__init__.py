@@ -24,6 +24,7 @@ _NAMES = {
     "load_model": ("models.checkpoint", "load_model"),
     "save_model": ("models.checkpoint", "save_model"),
     "train": ("training", "train"),
+    "predict": ("models.deep_density.predict", "predict"),
     "structure_factor": ("analysis.modes", "structure_factor"),
     "explore": ("plot.explore", "explore"),
 }

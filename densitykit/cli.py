@@ -139,7 +139,8 @@ def _train(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
         "run_dir": arguments.run_dir or Path("runs") / arguments.out.stem,
     }
-    train = _train_nuclear if arguments.model == "nuclear" else _train_fields
+    train = {"nuclear": _train_nuclear, "density": _train_density}
+    train = train.get(arguments.model, _train_fields)
     model, card, rows = train(arguments, options)
     provenance = {
         "data": f"{arguments.data}, split train",
@@ -159,6 +160,15 @@ def _train_nuclear(arguments: argparse.Namespace, options: dict[str, Any]) -> tu
     volumes = open_runs(arguments.volumes) if arguments.volumes else ()
     model, card = fit_parts(run, arguments.horizon, volumes=volumes)
     return model, card, train_emulator(model, run, held_out, **options)
+
+
+def _train_density(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple:
+    from densitykit.io.reader import open_split
+    from densitykit.training.linear import default_recipe, fit_linear_density
+
+    train, held_out = (open_split(arguments.data, s) for s in ("train", "validation"))
+    recipe = default_recipe(train)
+    return fit_linear_density([train], [held_out], **recipe, seed=options["seed"])
 
 
 def _train_fields(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple:
@@ -186,8 +196,8 @@ def _train_fields(arguments: argparse.Namespace, options: dict[str, Any]) -> tup
 def _add_train(commands: Commands) -> None:
     text = "Train an emulator on the split 'train' of a store; interrupted, it continues."
     sub = _command(commands, "train", _train, text)
-    text = "latent diffusion, force field and residual net on the nuclei, or a plain U-Net"
-    sub.add_argument("model", choices=("latent", "nuclear", "surrogate"), help=text)
+    text = "latent diffusion, an emulator through the nuclei, a plain U-Net, or a static map"
+    sub.add_argument("model", choices=("latent", "nuclear", "surrogate", "density"), help=text)
     sub.add_argument("data", help="trajectory store with the splits 'train' and 'validation'")
     sub.add_argument("out", type=Path, help="checkpoint to write")
     text = "time of a step, fs (default: as long as the density stays correlated)"
@@ -212,6 +222,45 @@ def _add_train(commands: Commands) -> None:
     latent.add_argument("--reading", choices=("spatial", "value"), default="spatial", help=text)
     nuclear = sub.add_argument_group("nuclear")
     nuclear.add_argument("--volumes", help="store of runs in other volumes, for the force field")
+
+
+# --- static maps -----------------------------------------------------------------------------
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from ase.io import read
+
+    from densitykit.errors import CheckpointError
+    from densitykit.io.export import export_frame
+    from densitykit.models import load_model
+    from densitykit.models.deep_density.linear import LinearDensity
+    from densitykit.models.deep_density.predict import predict
+
+    model = load_model(arguments.checkpoint)
+    if not isinstance(model, LinearDensity):
+        raise CheckpointError(
+            f"{arguments.checkpoint}: a {type(model).__name__} moves densities; give a static "
+            "map, such as `densitykit train density` makes"
+        )
+    grid = tuple(arguments.grid) if arguments.grid else None
+    frame = predict(model, read(arguments.structure), grid, arguments.spacing)
+    if "warning" in frame.attrs:
+        print(f"densitykit: {frame.attrs['warning']}", file=sys.stderr)
+    export_frame(frame, 0, arguments.out)
+    print(arguments.out)
+    return 0
+
+
+def _add_predict(commands: Commands) -> None:
+    text = "Predict the density of a structure with a static map."
+    sub = _command(commands, "predict", _predict, text)
+    sub.add_argument("checkpoint", type=Path, help="checkpoint of a static map")
+    sub.add_argument("structure", help="any file of atoms that ASE reads")
+    sub.add_argument("out", type=Path, help="*.cube, CHGCAR, *.vasp, *.xsf or *.zarr")
+    names, text = ("NX", "NY", "NZ"), "numbers of points (default: by --spacing)"
+    sub.add_argument("--grid", type=types.positive_count, nargs=3, metavar=names, help=text)
+    text = "largest distance of grid points, angstrom (default: 0.25)"
+    sub.add_argument("--spacing", type=types.positive, default=0.25, metavar="A", help=text)
 
 
 # --- rollouts and tables ---------------------------------------------------------------------
@@ -305,7 +354,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser("densitykit", description="Electron density in motion.")
     result.add_argument("--version", action="version", version=__version__)
     commands = result.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_stores, _add_train, _add_rollout, _add_tables, add_parsers):
+    for add in (_add_stores, _add_train, _add_predict, _add_rollout, _add_tables, add_parsers):
         add(commands)
     return result
 

@@ -11,6 +11,7 @@ the atom without surroundings, is hardly held back. :math:`\lambda` is chosen on
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -25,7 +26,7 @@ from densitykit.errors import TrajectoryError
 from densitykit.metrics import relative_l1
 from densitykit.models.deep_density.linear import Atoms, LinearDensity
 
-__all__ = ["atoms_of", "fit_linear_density"]
+__all__ = ["atoms_of", "default_recipe", "fit_linear_density"]
 
 Blocks = list[tuple[int, int, int, int]]
 _EMPTY, _EVERYWHERE, _OFFSET = 0.02, 0.03, 0.1  # angstrom**-3: where points are drawn, weights
@@ -49,6 +50,30 @@ def atoms_of(run: xr.Dataset, frame: int) -> Atoms:
         cell if cell.ndim == 2 else cell[frame],
         bool(np.all(run["pbc"].values)) if "pbc" in run else True,
     )
+
+
+def default_recipe(run: xr.Dataset) -> dict[str, Any]:
+    """Return bases and surroundings that suit molecules and liquids of light elements.
+
+    Exponents from 0.5 times 1.8^k per square angstrom, nine s functions, up to l = 6 (hydrogen:
+    5); functions within 6 and neighbours within 4.5 angstrom, less in a small periodic cell, in
+    which an atom should not see its own image.
+    """
+    atoms = atoms_of(run, 0)
+    heights = 1 / np.linalg.norm(np.linalg.inv(atoms.cell), axis=0)
+    limit = 0.5 * heights.min() if atoms.periodic else np.inf
+    counts = {1: (9, 9, 8, 7, 6, 5)}
+    bases = {
+        str(z): {
+            "counts": counts.get(z, (9, 9, 9, 8, 7, 7, 6)),
+            "start": 0.5,
+            "ratio": 1.8,
+            "radius": float(min(6.0, limit)),
+        }
+        for z in np.unique(atoms.numbers).tolist()
+    }
+    cutoff = float(min(4.5, limit))
+    return {"bases": bases, "surroundings": {"cutoff": cutoff, "n": 10, "products": 80}}
 
 
 def fit_linear_density(
@@ -235,7 +260,7 @@ def _choose_ridge(
         weights = torch.cholesky_solve(side[:, None], factor)[:, 0]
         model.set_weights(weights, blocks)
         error = validation_error(model, validation, seed=seed)
-        rows.append({"lambda": ridge, "validation_l1": error})
+        rows.append({"lambda": ridge, "validation_l1": error, "seconds": time.process_time()})
         best = min(best, (error, weights), key=lambda pair: pair[0])
     normal.diagonal().copy_(diagonal)
     model.set_weights(best[1], blocks)
