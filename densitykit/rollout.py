@@ -10,6 +10,7 @@ fits into the computer, and what was committed survives a kill.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +216,9 @@ def rollout(
     if Path(path).exists():
         fix = "choose another path, or remove the store"
         raise TrajectoryError(f"{path}: store: the path already exists; {fix}")
+    begun = list(islice(frames, 2))  # an emulator that cannot step leaves no store behind
     writers = [_writer(Path(path) / name, first, steps + 1, details) for name in names]
-    for k, frame in enumerate(frames):
+    for k, frame in enumerate(chain(begun, frames)):
         for b, writer in enumerate(writers):
             own = {name: values[b] for name, values in frame.items()}
             writer.append(own.pop("density"), times[b][k], **own)
