@@ -120,7 +120,7 @@ class ResidualLoss(nn.Module):
         for k in range(fields.shape[1]):
             inputs = torch.cat([fields[:, k, :2], memory], dim=1)
             # half the time, and errors move by less than their noise; sums are in single precision
-            with torch.autocast(fields.device.type, torch.bfloat16):
+            with torch.autocast(fields.device.type, torch.bfloat16, enabled=_has_bfloat16(fields)):
                 memory = self.model.residual_net.advance(inputs)
             errors.append((memory[:, 0] - residual[:, k]).square().mean())
         return {"loss": torch.stack(errors).mean()}
@@ -132,6 +132,11 @@ class ResidualLoss(nn.Module):
         white = torch.randn(memory.shape, generator=generator).to(memory)
         noise = noise + self.white_noise * eta_white * white
         return 0 * memory if chance < self.forget else memory + noise
+
+
+def _has_bfloat16(x: Tensor) -> bool:
+    """Whether products in half precision are fast; a processor that emulates them takes 13x."""
+    return x.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @torch.no_grad()
