@@ -124,16 +124,12 @@ def differentiate(path: Path) -> None:
         return
     velocities = zarr.open_group(path, mode="r+")["velocities"]
     velocities.attrs["source"] = FINITE_DIFFERENCES
-    positions = _unwrapped(run["positions"].values, run["cell"].values)
-    order = 2 if len(positions) > 2 else 1
-    speed = np.gradient(positions, run["time"].values, axis=0, edge_order=order)
-    velocities[: len(positions)] = speed
+    s = _unwrapped(run["positions"].values @ np.linalg.inv(run["cell"].values))
+    speed = np.gradient(s, run["time"].values, axis=0, edge_order=2 if len(s) > 2 else 1)
+    velocities[: len(s)] = speed @ run["cell"].values  # without the motion of the cell itself
 
 
-def _unwrapped(
-    positions: NDArray[np.floating], cell: NDArray[np.floating]
-) -> NDArray[np.floating]:
-    """Positions in angstrom, (time, atom, 3), that go on across the faces of the cell."""
-    s = positions @ np.linalg.inv(cell)
+def _unwrapped(s: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Fractional positions, shape (time, atom, 3), that go on across the faces of the cell."""
     jumps = np.round(np.diff(s, axis=0))
-    return np.concatenate([s[:1], s[1:] - np.cumsum(jumps, axis=0)]) @ cell
+    return np.concatenate([s[:1], s[1:] - np.cumsum(jumps, axis=0)])

@@ -268,6 +268,7 @@ def test_a_cell_that_moves(tmp_path: Path) -> None:
         scale = 1 + np.array(strains[:n])
         np.testing.assert_allclose(run["cell"], scale[:, None, None] * CELL, atol=1e-4)
         np.testing.assert_allclose(run["n_electrons"], 6, rtol=1e-5)
+        np.testing.assert_allclose(run["velocities"], 0, atol=1e-5)  # atoms go with the cell
     with pytest.raises(TrajectoryError, match="4.cube: cell differ"):  # 6 % in one step
         convert([*paths, strained(tmp_path / "4.cube", strains[4])], out, time_step=1.0)
 
