@@ -184,8 +184,8 @@ class LinearForceField(nn.Module):
         r = v.norm(dim=1)
         g, y = self._radial(r)[0], self._angular(v / r[:, None])
         near = _neighbours(i, j, len(kinds))
-        others = kinds[torch.cat([j, i, j.new_zeros(1)])[near]]
-        g_n = self._channels(_both(g[:, : self.radial])[near], others)
+        others = torch.cat([j, i, j.new_zeros(1)])[near]
+        g_n = self._channels(_both(g[:, : self.radial])[near], kinds, others)
         A = self._moments(g_n, _both(y, self.parity)[near])
         power = (self._coupled(c, A, kinds) * A).sum(dim=(1, 2)) / 2
         pairs = 2 * self._paired(c, g, kinds[i], kinds[j])  # seen from both ends
@@ -223,7 +223,7 @@ class LinearForceField(nn.Module):
         signs = known.new_ones(2 * n + 1), self.parity, -known.new_ones(3)
         sizes = [n, n, 1, y.shape[1], 3]
         g, dg_n, near_1_r, y, u = _both(known, torch.cat(signs))[near].split(sizes, dim=2)
-        g, dg_n = (self._channels(x, kinds[others]) for x in (g, dg_n))
+        g, dg_n = (self._channels(x, kinds, others) for x in (g, dg_n))
         # dE/dA, on the monomials and on their gradient: (nucleus, n, 4, m)
         slope = self._coupled(c, self._moments(g, y), kinds) @ self.slopes
         along, turning = self._pulled(slope.unflatten(2, (4, -1)), y, g, dg_n)
@@ -239,15 +239,17 @@ class LinearForceField(nn.Module):
         members, atoms = positions.shape[:2]
         return species_index(numbers, self.species, atoms).to(positions.device).repeat(members)
 
-    def _channels(self, g: Tensor, others: Tensor) -> Tensor:
+    def _channels(self, g: Tensor, kinds: Tensor, others: Tensor) -> Tensor:
         """Radial functions of neighbours (nucleus, k, n) in the channels of their species."""
         if len(self.species) == 1:
             return g
-        own = nn.functional.one_hot(others, len(self.species)).to(g)
+        own = nn.functional.one_hot(kinds[others], len(self.species)).to(g)
         return (own[..., None] * g[..., None, :]).flatten(2)
 
     def _paired(self, c: Tensor, g: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Sum over p of c_p g_p of each edge (edge,), with c_p of its two species."""
+        if len(self.species) == 1:
+            return g @ c[: self.pair]
         count = len(self.species) * (len(self.species) + 1) // 2
         sums = g @ c[: count * self.pair].reshape(count, self.pair).T
         return sums.gather(1, self.which[first, second][:, None])[:, 0]
