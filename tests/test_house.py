@@ -315,5 +315,29 @@ def test_notebook_keeps_outputs_without_errors(notebook: Path) -> None:
 
 
 @each_notebook
+def test_notebook_says_what_it_takes(notebook: Path) -> None:
+    """Minutes and what the reader needs, at the head."""
+    head = "".join(cells(notebook, "markdown")[0]["source"])
+    assert re.search(r"\*\*Time\*\* .*minute.*\*\*Needs\*\*", head, re.DOTALL)
+
+
+@each_notebook
+def test_notebook_links_its_references(notebook: Path) -> None:
+    title, *rest = "".join(cells(notebook, "markdown")[-1]["source"]).splitlines()
+    assert title == "## References"
+    for line in rest:
+        assert not line.startswith("* ") or "](https://" in line, line
+
+
+@each_notebook
+def test_notebook_links_lead_somewhere(notebook: Path) -> None:
+    text = "\n".join("".join(cell["source"]) for cell in cells(notebook, "markdown"))
+    assert "python -m densitykit " not in text, "the command is `densitykit`"
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("http", "#", "attachment")):
+            assert (notebook.parent / target.split("#")[0]).exists(), target
+
+
+@each_notebook
 def test_notebook_ends_with_checks(notebook: Path) -> None:
     assert re.search(r"^\s*assert ", "".join(cells(notebook)[-1]["source"]), re.MULTILINE)
