@@ -14,7 +14,7 @@ import pytest
 import densitykit as dk
 
 NAMES = """open_trajectory create_trajectory TrajectoryWriter convert validate load_windows
-    load_model save_model train rollout assess structure_factor plot explore""".split()
+    load_model save_model train predict rollout assess structure_factor plot explore""".split()
 HEAVY = ["numpy", "pandas", "plotly", "torch", "xarray", "zarr"]
 ROOT = Path(__file__).parents[1]
 
