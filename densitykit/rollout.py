@@ -63,7 +63,7 @@ def start(emulator: Emulator, window: Window) -> Any:
 
 
 def iterate(
-    emulator: Emulator, window: Window, steps: int, seed: int = 0
+    emulator: Emulator, window: Window, steps: int, seed: int | None = 0
 ) -> Iterator[tuple[Any, Tensor]]:
     """Yield state and density after 1, 2, ... steps.
 
@@ -76,7 +76,7 @@ def iterate(
     steps
         How many.
     seed
-        Of the random numbers.
+        Of the random numbers; None gives no generator.
 
     Raises
     ------
@@ -88,11 +88,11 @@ def iterate(
 
 @torch.no_grad()
 def _iterate(
-    emulator: Emulator, state: Any, window: Window, steps: int, seed: int
+    emulator: Emulator, state: Any, window: Window, steps: int, seed: int | None
 ) -> Iterator[tuple[Any, Tensor]]:
     shape = (len(window), *window.grid)
     for k in range(steps):
-        state = emulator.step(state, step_generator(seed, k))
+        state = emulator.step(state, None if seed is None else step_generator(seed, k))
         density = emulator.density(state)
         if tuple(density.shape) != shape:
             raise RolloutError(

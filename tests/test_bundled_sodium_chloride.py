@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from densitykit.assess import one_step_errors
+from densitykit.data.windows import load_windows
 from densitykit.fields import n_electrons
 from densitykit.io.reader import open_split
 from densitykit.io.validate import validate_trajectory
+from densitykit.models import load_model
+from densitykit.models.baselines import LinearExtrapolation
 from densitykit.units import atomic_masses
 
 STORE = Path(__file__).parents[1] / "data" / "sodium-chloride-900K.zarr"
@@ -54,3 +58,11 @@ def test_splits_are_apart() -> None:
     train, validation, test = (open_split(STORE, name) for name in SPLITS)
     assert float(validation.time[0] - train.time[-1]) >= 150
     assert train.attrs["seed"] == validation.attrs["seed"] != test.attrs["seed"]
+
+
+def test_the_emulator_through_the_nuclei_beats_extrapolation_fivefold() -> None:
+    emulator = load_model(STORE.parent / "checkpoints" / "sodium-chloride-nuclear")
+    windows = load_windows(STORE, "test", emulator.horizon)
+    emulators = {"nuclear": emulator, "extrapolation": LinearExtrapolation(windows.horizon)}
+    errors = {n: one_step_errors(e, windows, every=20)[:, 1].mean() for n, e in emulators.items()}
+    assert errors["nuclear"] < 0.02 < 5 * errors["nuclear"] < errors["extrapolation"]
