@@ -91,7 +91,7 @@ def open_arrays(path: Path, mode: str = "r") -> tuple[dict[str, zarr.Array], lis
     for folder in sorted(path.glob("[!.]*/")):
         try:
             arrays[folder.name] = array = zarr.open_array(folder, mode=mode)
-            first = folder / f"c{'.0' * array.ndim}"
+            first = folder / array.metadata.encode_chunk_key((0,) * array.ndim)
             if array.attrs.get("always_written") and array.size and not first.is_file():
                 problems.append(f"{folder.name}: its first chunk is missing; {RESTORE}")
         except Exception as error:  # zarr, json and the file system each raise their own
