@@ -130,7 +130,7 @@ def fit_linear_density(
         side += right
         total += square
     model.nearest = min(_nearest(atoms_of(*frame)) for frame in frames)
-    rows = _choose_ridge(model, normal / total, side / total, blocks, validation, ridges, seed)
+    rows = _choose_ridge(model, normal / total, side / total, blocks, validation, ridges)
     shapes = {name: list(x.shape) for name, x in model.state_dict().items()}
     card = {"bases": {str(z): {**b} for z, b in bases.items()}, "surroundings": {**surroundings}}
     return model.eval(), card | {"shapes": shapes, "nearest": model.nearest}, rows
@@ -247,7 +247,6 @@ def _choose_ridge(
     blocks: Blocks,
     validation: Sequence[xr.Dataset],
     ridges: Sequence[float],
-    seed: int,
 ) -> list[dict[str, float]]:
     """Solve for each lambda, and leave the weights that are best on validation frames."""
     penalty = torch.cat([_penalty(l, n, k) for _, l, n, k in blocks])
@@ -259,7 +258,7 @@ def _choose_ridge(
             break
         weights = torch.cholesky_solve(side[:, None], factor)[:, 0]
         model.set_weights(weights, blocks)
-        error = validation_error(model, validation, seed=seed)
+        error = grid_error(model, validation)
         rows.append({"lambda": ridge, "validation_l1": error, "seconds": time.process_time()})
         best = min(best, (error, weights), key=lambda pair: pair[0])
     normal.diagonal().copy_(diagonal)
@@ -274,9 +273,7 @@ def _penalty(l: int, n: int, k: int) -> Tensor:
     return held.flatten()
 
 
-def validation_error(
-    model: LinearDensity, runs: Sequence[xr.Dataset], frames: int = 8, seed: int = 0
-) -> float:
+def grid_error(model: LinearDensity, runs: Sequence[xr.Dataset], frames: int = 8) -> float:
     """Mean relative l1 error on whole grids of some frames."""
     errors = []
     for run in runs:
