@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
+from math import comb
 
 import torch
 from torch import Tensor, nn
@@ -80,10 +81,12 @@ class SmoothDensity1D(AtomicSum1D):
         if n_near % 2:
             raise ShapeError(f"n_near is {n_near}; give an even number, half for each side")
         count, self.waves, self.spacing, self.decay = len(self.species), waves, spacing, decay
+        if comb(n_near * count + len(spans), len(spans)) > 10**5:
+            raise ShapeError(f"n_near {n_near}, spans {list(spans)}: too many products; give less")
         pairs = _mirror_pairs(n_near, count, spans)
         self.m, self.Pm = (torch.tensor(list(m)) for m in zip(*pairs, strict=True))
         #: monomials that are not their own mirror images, which have no odd part
-        self.odd = torch.nonzero((self.m != self.Pm).any(1)).flatten()
+        self.odd = torch.tensor([i for i, (m, Pm) in enumerate(pairs) if m != Pm]).long()
         self.A = nn.Parameter(torch.zeros(count, len(self.m), waves + 1))
         self.B = nn.Parameter(torch.zeros(count, len(self.odd), waves))
         # what single precision would round off is larger than the errors reached

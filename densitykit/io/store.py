@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 import zarr
@@ -260,14 +260,24 @@ def runs(path: Path) -> list[str]:
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write arrays, numbers and texts to one npz file, in one piece: it is whole or not there."""
+    with replacing(path) as file:
+        np.savez(file, **arrays)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write, which takes the place of `path` when it is whole and on the disk."""
     for leftover in leftovers(path, "partial"):
         leftover.unlink(missing_ok=True)
     partial = fresh(path, "partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_arrays(path: Path) -> dict[str, NDArray]:

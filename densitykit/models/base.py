@@ -29,7 +29,7 @@ from densitykit.data.transforms import (
     restore_electrons,
 )
 from densitykit.data.windows import Window, Windows
-from densitykit.errors import WindowError
+from densitykit.errors import ShapeError, WindowError
 
 __all__ = ["Domain", "Emulator", "FieldEmulator", "FieldState"]
 
@@ -82,6 +82,13 @@ class Domain:
     def __post_init__(self) -> None:  # a checkpoint's card has lists
         object.__setattr__(self, "voxel", tuple(map(tuple, self.voxel)))
         object.__setattr__(self, "species", tuple(self.species))
+        whole = np.shape(self.voxel) == (3, 3) and np.linalg.matrix_rank(self.voxel) == 3
+        # NaN: of a single frame
+        if self.time_step <= 0 or not whole or not all(0 <= z <= 118 for z in self.species):
+            raise ShapeError(
+                f"domain: time_step {self.time_step}, voxel {self.voxel}, species {self.species}; "
+                "give a positive time, three independent vectors and atomic numbers"
+            )
 
     @classmethod
     def of(cls, windows: Windows | Window) -> Self:
@@ -181,6 +188,9 @@ class FieldEmulator(nn.Module):
         domain: Domain | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if not (sigma > 0 and eps >= 0 and horizon > 0):
+            problem = f"sigma {sigma}, eps {eps}, horizon {horizon} fs"
+            raise ShapeError(f"{problem}; give positive numbers")
         self.transform = LogNormal(mu, sigma, eps)
         self.horizon = horizon
         self.domain = Domain(**domain) if isinstance(domain, Mapping) else domain

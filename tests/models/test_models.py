@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from analytic import HEXAGONAL, moving_atoms, run_of
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from densitykit.assess import one_step_errors
@@ -27,6 +30,7 @@ from densitykit.models import (
     FieldEmulator,
     LatentDiffusion,
     SurrogateUNet,
+    checkpoint,
     load_model,
     read_provenance,
     save_model,
@@ -534,73 +538,168 @@ def test_only_known_models_are_saved(tmp_path: Path) -> None:
 
 
 def rewrite_card(path: Path, **changes: object) -> None:
+    """As `save_model` would have written it: the digest is right, whatever the card says."""
+    with safe_open(path, framework="pt") as file:
+        card = json.loads(file.metadata()["card"])
+    fields = {k: v for k, v in (card | changes).items() if v is not None}
+    seal(path, json.dumps(fields), load_file(path))
+
+
+def seal(path: Path, card: str, tensors: dict[str, Tensor]) -> None:
+    digest = checkpoint._digest(card, save(tensors))
+    save_file(tensors, path, {"card": card, "sha256": digest})
+
+
+def reweigh(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    with safe_open(path, framework="pt") as file:
+        card = file.metadata()["card"]
+    tensors = load_file(path)
+    change(tensors)
+    seal(path, card, tensors)
+
+
+def older(path: Path) -> Path:
+    """As checkpoints were until now: the card in the JSON file only, with a digest."""
+    save_file(load_file(path), path)
     card = path.with_suffix(".json")
-    fields = json.loads(card.read_text()) | changes
-    card.write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"sha256": digest}))
+    return card
 
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def swap_weights(path: Path) -> None:
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+def swap_weights(tensors: dict[str, Tensor]) -> None:
     other = SurrogateUNet(**SMALL[SurrogateUNet] | {"widths": [8, 24]})
-    save_file(other.state_dict(), path)
+    tensors.update(other.state_dict())
 
 
-def drop_a_tensor(path: Path) -> None:
-    tensors = load_file(path)
-    tensors.popitem()
-    save_file(tensors, path)
+def arguments(**changes: object) -> dict[str, object]:
+    return {"arguments": SMALL[SurrogateUNet] | changes}
 
 
+FIRST = "net.coarsen.0.bias"
 DAMAGE = {
-    "weights missing": (lambda p: p.unlink(), "li.safetensors"),
-    "weights empty": (lambda p: p.write_bytes(b""), "li.safetensors"),
-    "weights cut": (truncate, "li.safetensors"),
-    "weights garbage": (lambda p: p.write_bytes(os.urandom(500)), "li.safetensors"),
-    "other shapes": (swap_weights, "li.safetensors"),
-    "tensor missing": (drop_a_tensor, "li.safetensors"),
-    "card missing": (lambda p: p.with_suffix(".json").unlink(), "li.json"),
-    "card cut": (lambda p: truncate(p.with_suffix(".json")), "li.json"),
-    "card not text": (lambda p: p.with_suffix(".json").write_bytes(b"\xff\xfe\x00"), "li.json"),
-    "card a number": (lambda p: p.with_suffix(".json").write_text("5"), "li.json"),
-    "card a list": (lambda p: p.with_suffix(".json").write_text("[]"), "li.json"),
-    "no arguments": (lambda p: rewrite_card(p, arguments=None), "li.json.*'arguments'"),
-    "unknown class": (
-        lambda p: rewrite_card(p, model="subprocess.Popen"),
-        "li.json.*subprocess.Popen",
+    "missing": (lambda p: p.unlink(), "not found"),
+    "empty": (lambda p: p.write_bytes(b""), "not a whole"),
+    "cut": (truncate, "not a whole"),
+    "garbage": (lambda p: p.write_bytes(os.urandom(500)), "not a whole"),
+    "a flipped bit": (flip_a_bit, "not the weights that its card describes"),
+    "other shapes": (lambda p: reweigh(p, swap_weights), "24.*not.*16"),
+    "tensor missing": (lambda p: reweigh(p, lambda t: t.pop(FIRST)), f"{FIRST}' is missing"),
+    "tensor too many": (lambda p: reweigh(p, lambda t: t.update(x=t[FIRST] + 0)), "'x' is unk"),
+    "NaN": (lambda p: reweigh(p, lambda t: t[FIRST].fill_(math.nan)), f"{FIRST}'.*not finite"),
+    "another precision": (
+        lambda p: reweigh(p, lambda t: t.update({FIRST: t[FIRST].double()})),
+        "float64",
     ),
-    "class not a name": (lambda p: rewrite_card(p, model=["SurrogateUNet"]), "li.json"),
-    "unknown argument": (lambda p: rewrite_card(p, arguments={"depth": 3}), "li"),
-    "impossible argument": (
-        lambda p: rewrite_card(p, arguments=SMALL[SurrogateUNet] | {"widths": [4, 12]}),
-        "li",
-    ),
-    "wrong kind of argument": (
-        lambda p: rewrite_card(p, arguments=SMALL[SurrogateUNet] | {"widths": "wide"}),
-        "li",
+    "card no object": (lambda p: seal(p, "[]", load_file(p)), "not a JSON object"),
+    "card no JSON": (lambda p: seal(p, "{", load_file(p)), "not JSON"),
+    "card too deep": (lambda p: seal(p, "[" * 9**5, load_file(p)), "not JSON"),
+    "no arguments": (lambda p: rewrite_card(p, arguments=None), "'arguments'"),
+    "arguments no object": (lambda p: rewrite_card(p, arguments=[1]), "'arguments'"),
+    "unknown class": (lambda p: rewrite_card(p, model="subprocess.Popen"), "subprocess.Popen"),
+    "class not a name": (lambda p: rewrite_card(p, model=["SurrogateUNet"]), "'model'"),
+    "unknown argument": (lambda p: rewrite_card(p, **arguments(depth=3)), "depth"),
+    "impossible argument": (lambda p: rewrite_card(p, **arguments(widths=[4, 12])), "arguments"),
+    "wrong kind": (lambda p: rewrite_card(p, **arguments(widths="wide")), "'widths' is 'wide'"),
+    "text for a number": (lambda p: rewrite_card(p, **arguments(horizon="12")), "'horizon'"),
+    "negative time": (lambda p: rewrite_card(p, **arguments(horizon=-1.0)), "horizon -1"),
+    "not finite": (lambda p: rewrite_card(p, **arguments(mu=math.inf)), "'mu': inf"),
+    "endless": (lambda p: rewrite_card(p, **arguments(blocks=[1, 10**9])), "'blocks': 10+ is"),
+    "huge": (lambda p: rewrite_card(p, **arguments(widths=[8, 10**6])), r"\(16,\).*not.*1000000"),
+    "no vectors": (
+        lambda p: rewrite_card(p, **arguments(domain={"time_step": 1.0, "voxel": [[1]]})),
+        "voxel",
     ),
 }
 
 
 @pytest.mark.parametrize("name", list(DAMAGE))
 def test_damaged_checkpoint(name: str, tmp_path: Path) -> None:
+    """One line, which names the file, what is wrong, and what to do."""
     path = saved(tmp_path)
     damage, message = DAMAGE[name]
+    path.with_suffix(".json").unlink()
     damage(path)
-    with pytest.raises(CheckpointError, match="(?s)" + message + ".*; "):
+    with pytest.raises(
+        CheckpointError, match=rf"li\.(safetensors|json): .*{message}.*; "
+    ) as found:
         load_model(path)
+    assert "\n" not in str(found.value)
+
+
+OLDER_DAMAGE = {
+    "weights missing": lambda card: card.with_suffix(".safetensors").unlink(),
+    "missing": lambda card: card.unlink(),
+    "cut": truncate,
+    "not text": lambda card: card.write_bytes(b"\xff\xfe\x00"),
+    "a number": lambda card: card.write_text("5"),
+}
+
+
+@pytest.mark.parametrize("name", list(OLDER_DAMAGE))
+def test_damaged_card_of_an_older_checkpoint(name: str, tmp_path: Path) -> None:
+    card = older(saved(tmp_path))
+    OLDER_DAMAGE[name](card)
+    with pytest.raises(CheckpointError, match=r"li\..*; "):
+        load_model(card)
+
+
+def test_older_checkpoints_load(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    model = load_model(path)
+    older(path)
+    x = physical_state()
+    assert torch.equal(stepped(load_model(path), x), stepped(model, x))
+    assert read_provenance(path) == {"seed": 3}
 
 
 def test_card_of_another_training_is_noticed(tmp_path: Path) -> None:
     """Same shapes, other mu and sigma: these are in the card, and weights mean nothing without."""
     path = saved(tmp_path)
-    arguments = SMALL[SurrogateUNet] | {"mu": 2.0}
-    other = save_model(stirred(SurrogateUNet(**arguments), seed=9), tmp_path / "other", arguments)
-    os.replace(other.with_suffix(".json"), path.with_suffix(".json"))
+    changed = SMALL[SurrogateUNet] | {"mu": 2.0}
+    other = save_model(stirred(SurrogateUNet(**changed), seed=9), tmp_path / "other", changed)
+    os.replace(older(other), older(path))
     with pytest.raises(CheckpointError, match=r"li\.safetensors"):
         load_model(path)
+
+
+@pytest.mark.parametrize("survivors", [0, 1, 2])
+def test_a_kill_leaves_the_old_or_the_new(
+    survivors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two replacements of files, and before the first."""
+    path, left = saved(tmp_path), [None] * survivors
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> None:
+        left.pop() if left else os._exit(9)
+        replace(self, target)
+
+    changed = SMALL[SurrogateUNet] | {"mu": 2.0}
+    if not (child := os.fork()):
+        Path.replace = killed
+        save_model(SurrogateUNet(**changed), path, changed, {"seed": 4})
+        os._exit(0)
+    os.waitpid(child, 0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = load_model(path)
+    assert (model.transform.mu, read_provenance(path)["seed"]) == (
+        (2.0, 4) if survivors else (-1.0, 3)
+    )
+    assert len(told) == (survivors == 1)  # the card for reading is that of before
+    save_model(model, path, changed, {"seed": 5})  # clears away what was left
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["li.json", "li.safetensors"]
 
 
 class Bomb:

@@ -238,6 +238,9 @@ class NuclearEmulator(nn.Module):
         patch: int = 2,
     ) -> None:
         super().__init__()
+        if not (min(horizon, relaxation, substeps) > 0 and temperature >= 0):
+            problem = f"horizon {horizon} fs, relaxation {relaxation} fs, substeps {substeps}"
+            raise ShapeError(f"{problem}, temperature {temperature} K; give positive numbers")
         self.domain = Domain(**domain) if isinstance(domain, Mapping) else domain
         self.species = tuple(self.domain.species)
         self.horizon, self.substeps = horizon, substeps
