@@ -19,6 +19,8 @@ from densitykit import arguments as types
 from densitykit.errors import DensityKitError
 
 Commands = argparse._SubParsersAction
+STEPS = {"steps": 6000, "batch": 2, "learning_rate": 1e-3}
+POINTS = {"steps": 40_000, "batch": 128, "learning_rate": 6e-3}  # of a network of points
 FULL = {"latent_channels": 8, "autoencoder_width": 40, "autoencoder_blocks": 1}
 
 
@@ -132,14 +134,15 @@ def _train(arguments: argparse.Namespace) -> int:
 
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
-    options = {
-        "steps": arguments.steps,
-        "batch": arguments.batch,
-        "learning_rate": arguments.rate,
+    network = arguments.model == "deep-density-network"
+    options = (POINTS if network else STEPS) | {
         "seed": arguments.seed,
         "run_dir": arguments.run_dir or Path("runs") / arguments.out.stem,
     }
+    given = {name: getattr(arguments, name) for name in STEPS}
+    options |= {name: value for name, value in given.items() if value is not None}
     train = {"nuclear": _train_nuclear, "density": _train_density}
+    train["deep-density-network"] = _train_network
     train = train.get(arguments.model, _train_fields)
     model, card, rows = train(arguments, options)
     provenance = {
@@ -171,6 +174,14 @@ def _train_density(arguments: argparse.Namespace, options: dict[str, Any]) -> tu
     return fit_linear_density([train], [held_out], **recipe, seed=options["seed"])
 
 
+def _train_network(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple:
+    from densitykit.io.reader import open_split
+    from densitykit.training.network import train_deep_density
+
+    train, held_out = (open_split(arguments.data, s) for s in ("train", "validation"))
+    return train_deep_density(train, held_out, **options)
+
+
 def _train_fields(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple:
     from densitykit.data.windows import load_windows
     from densitykit.models import LatentDiffusion, SurrogateUNet, load_model
@@ -196,16 +207,22 @@ def _train_fields(arguments: argparse.Namespace, options: dict[str, Any]) -> tup
 def _add_train(commands: Commands) -> None:
     text = "Train an emulator on the split 'train' of a store; interrupted, it continues."
     sub = _command(commands, "train", _train, text)
-    text = "latent diffusion, an emulator through the nuclei, a plain U-Net, or a static map"
-    sub.add_argument("model", choices=("latent", "nuclear", "surrogate", "density"), help=text)
+    text = "latent diffusion, an emulator through the nuclei, a plain U-Net, or a static map: "
+    text += "linear, or the network of Deep Density"
+    models = ("latent", "nuclear", "surrogate", "density", "deep-density-network")
+    sub.add_argument("model", choices=models, help=text)
     sub.add_argument("data", help="trajectory store with the splits 'train' and 'validation'")
     sub.add_argument("out", type=Path, help="checkpoint to write")
     text = "time of a step, fs (default: as long as the density stays correlated)"
     sub.add_argument("--horizon", type=types.positive, metavar="FS", help=text)
-    text = "optimiser steps (default: 6000)"
-    sub.add_argument("--steps", type=types.positive_count, default=6000, metavar="N", help=text)
-    sub.add_argument("--batch", type=types.positive_count, default=2, help="samples a step")
-    sub.add_argument("--rate", type=types.positive, default=1e-3, help="learning rate")
+    text = "optimiser steps (default: 6000; network of Deep Density: 40000)"
+    sub.add_argument("--steps", type=types.positive_count, metavar="N", help=text)
+    text = "samples a step (default: 2; network of Deep Density: 128 points)"
+    sub.add_argument("--batch", type=types.positive_count, help=text)
+    text = "learning rate (default: 1e-3; network of Deep Density: 6e-3)"
+    sub.add_argument(
+        "--rate", type=types.positive, dest="learning_rate", metavar="RATE", help=text
+    )
     sub.add_argument("--seed", type=types.seed, default=0, help="of weights and batches")
     sub.add_argument("--threads", type=types.positive_count, help="threads (default: torch's)")
     sub.add_argument("--run-dir", type=Path, help="training state (default: runs/NAME)")
@@ -234,10 +251,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     from densitykit.io.export import export_frame
     from densitykit.models import load_model
     from densitykit.models.deep_density.linear import LinearDensity
+    from densitykit.models.deep_density.network import DeepDensity
     from densitykit.models.deep_density.predict import predict
 
     model = load_model(arguments.checkpoint)
-    if not isinstance(model, LinearDensity):
+    if not isinstance(model, LinearDensity | DeepDensity):
         raise CheckpointError(
             f"{arguments.checkpoint}: a {type(model).__name__} moves densities; give a static "
             "map, such as `densitykit train density` makes"

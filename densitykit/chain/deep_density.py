@@ -38,12 +38,12 @@ from torch import Tensor, nn
 
 from densitykit.chain.atomic_sum import AtomicSum1D, Surroundings, ordered_neighbours, per_species
 from densitykit.errors import ShapeError
+from densitykit.nn.dense import cosine_taper, dense
 
 __all__ = [
     "DeepDensity1D",
     "FittingNetwork",
     "PairNetworks",
-    "dense",
     "fit_ansatz",
 ]
 
@@ -76,16 +76,6 @@ class PairNetworks(nn.Module):
             return sum(each).flatten(2)
 
         return per_species(apply, species_I, self.count)
-
-
-def dense(features: int, nodes: Sequence[int]) -> nn.Sequential:
-    """Layers with tanh, weights normal with the variance of Glorot and Bengio (2010)."""
-    layers: list[nn.Module] = []
-    for n in nodes:
-        layers += [nn.Linear(features, n), nn.Tanh()]
-        nn.init.xavier_normal_(layers[-2].weight)
-        features = n
-    return nn.Sequential(*layers)
 
 
 class FittingNetwork(nn.Module):
@@ -193,13 +183,7 @@ class DeepDensity1D(AtomicSum1D):
         A, B, C, D = (p[surroundings.species_I, None] for p in (self.A, self.B, self.C, self.D))
         R = surroundings.x.abs()
         rho_I = (N_I + A * R + B) * torch.exp(C * (R - D) ** 2 + E_I)
-        return rho_I * _taper(R, 0.75 * self.cutoff, self.cutoff)
-
-
-def _taper(R: Tensor, R_cs: float, R_c: float) -> Tensor:
-    """1 up to R_cs, 0 from R_c on, a cosine between: eq. 16 without its 1/R."""
-    u = ((R - R_cs) / (R_c - R_cs)).clamp(0, 1)
-    return 0.5 * torch.cos(torch.pi * u) + 0.5
+        return rho_I * cosine_taper(R, 0.75 * self.cutoff, self.cutoff)
 
 
 def fit_ansatz(

@@ -41,6 +41,7 @@ __all__ = [
 
 #: class name -> module; only these are ever imported, and only when they are asked for
 MODELS = {
+    "DeepDensity": "densitykit.models.deep_density.network",
     "DeepDensity1D": "densitykit.chain.deep_density",
     "LatentDiffusion": "densitykit.models.diffusion",
     "LinearDensity": "densitykit.models.deep_density.linear",

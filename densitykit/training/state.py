@@ -55,7 +55,7 @@ class TrainingState:
         settings: Mapping[str, Any],
     ) -> None:
         self.dir = Path(run_dir) if run_dir is not None else None
-        self.tensors, self.settings = dict(tensors), dict(settings)
+        self.tensors, self.settings = dict(tensors), json.loads(json.dumps(dict(settings)))
 
     def save(self, rows: Rows) -> None:
         """Replace the state by that after ``len(rows)`` steps."""
