@@ -21,14 +21,15 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
 from scipy.optimize import least_squares
-from torch import Tensor
+from torch import Tensor, nn
 
 from densitykit.data.windows import step_generator
 from densitykit.io.progress import progress_bar
@@ -38,19 +39,24 @@ from densitykit.models.deep_density.network import (
     Neighbourhood,
     PointsInReach,
     distances,
+    nearest_pair,
 )
 from densitykit.training.linear import atoms_of
 from densitykit.training.state import TrainingState, adam_state
 
-__all__ = ["SampledDensities", "fit_ansatz", "stage_of", "train_deep_density"]
+__all__ = ["Points", "SampledDensities", "fit_ansatz", "snapshots_seen", "train_deep_density"]
 
 Rows = list[dict[str, float]]
 _CHECKED = 500  # voxels of a validation snapshot that are looked at each round
 _EMA = 0.998  # of the average of the weights, which is what is checked and kept
+#: of the rate that A to D get: a step is of the size of the rate, whatever the gradient, and the
+#: density is far more sensitive to these four than to a weight
+_SHARES = (0.01, 1.0)
+_WARM_UP = 200  # steps
 _STAGES = ((0.25, 5), (0.5, 20))  # up to a part of the training: only so many snapshots
 
 
-def stage_of(progress: float, snapshots: int) -> int:
+def snapshots_seen(progress: float, snapshots: int) -> int:
     """How many snapshots are drawn from after a part of the training."""
     for end, count in _STAGES:
         if progress < end:
@@ -77,72 +83,55 @@ class SampledDensities:
         self.seen = [model.neighbourhood(atoms) for atoms in self.atoms]
         self.reach = [PointsInReach(atoms, model.cutoff) for atoms in self.atoms]
         self.rho = [np.asarray(run["density"][i], np.float32).ravel() for i in range(len(self))]
-        self.chance = [np.cumsum(np.abs(rho).astype(float) ** alpha) for rho in self.rho]
+        self.sums = [np.cumsum(np.abs(rho).astype(float) ** alpha) for rho in self.rho]
 
     def __len__(self) -> int:
         return len(self.atoms)
 
-    def draw(self, snapshots: list[int], points: int, generator: torch.Generator) -> Batch:
+    def draw(self, snapshots: Sequence[int], points: int, generator: torch.Generator) -> Points:
         """Points of each of some snapshots, drawn independently."""
         u = torch.rand(len(snapshots), points, generator=generator, dtype=torch.float64).numpy()
-        parts = [self.chance[k] for k in snapshots]
-        chosen = [
-            np.searchsorted(sums, row * sums[-1]).clip(max=len(sums) - 1)
-            for sums, row in zip(parts, u, strict=True)
+        sums = [self.sums[k] for k in snapshots]
+        voxels = [
+            np.searchsorted(x, row * x[-1]).clip(max=len(x) - 1)
+            for x, row in zip(sums, u, strict=True)
         ]
-        return self.batch(snapshots, chosen)
+        return self.points(snapshots, voxels)
 
-    def batch(self, snapshots: list[int], voxels: list[np.ndarray]) -> Batch:
+    def points(self, snapshots: Sequence[int], voxels: Sequence[np.ndarray]) -> Points:
         """Given voxels of some snapshots, as flat indices."""
-        point, atom, vectors, rho, first, start = [], [], [], [], 0, 0
+        parts, first, start = [], 0, 0
         for k, flat in zip(snapshots, voxels, strict=True):
             s = np.stack(np.unravel_index(flat, self.grid), axis=1) / np.array(self.grid)
-            i, j, v = self.reach[k].pairs(s @ self.atoms[k].cell)
-            point.append(i + first)
-            atom.append(j + start)
-            vectors.append(v)
-            rho.append(self.rho[k][flat])
+            point, atom, vectors = self.reach[k].pairs(s @ self.atoms[k].cell)
+            parts.append((point + first, atom + start, vectors, self.rho[k][flat]))
             first, start = first + len(flat), start + len(self.atoms[k].numbers)
+        point, atom, vectors, rho = map(np.concatenate, zip(*parts, strict=True))
+        index = (torch.from_numpy(x).long().to(self.model.A.device) for x in (point, atom))
         seen = Neighbourhood.join([self.seen[k] for k in snapshots])
-        return Batch(self.model, seen, *map(np.concatenate, (point, atom, vectors, rho)))
+        return Points(seen, *index, *map(self.model.as_tensor, (vectors, rho)))
 
 
-class Batch:
-    """Points of some snapshots with the atoms that reach them, and the density there (P,)."""
+class Points(NamedTuple):
+    """Points of some snapshots: their atoms, pairs (point, atom, vector), and the density (P,)."""
 
-    def __init__(
-        self,
-        model: DeepDensity,
-        seen: Neighbourhood,
-        point: np.ndarray,
-        atom: np.ndarray,
-        vectors: np.ndarray,
-        rho: np.ndarray,
-    ) -> None:
-        place = model.A.device
-        self.seen, self.vectors, self.rho = seen, model.as_vectors(vectors), model.as_vectors(rho)
-        self.point, self.atom = (torch.from_numpy(x).long().to(place) for x in (point, atom))
+    seen: Neighbourhood
+    point: Tensor
+    atom: Tensor
+    vectors: Tensor
+    rho: Tensor
 
     def predicted(self, model: DeepDensity) -> Tensor:
         """Density of the model at the points."""
         h = model.atomic(self.seen)
         return self.summed(model.local(h, self.seen.species, self.atom, self.vectors))
 
-    def ansatz(self, model: DeepDensity) -> Tensor:
-        """Density of the bare ansatz at the points."""
-        R, species = distances(self.vectors), self.seen.species[self.atom]
-        rho_I = torch.zeros_like(R)
-        for s in range(len(model.species)):
-            mine = torch.nonzero(species == s).flatten()
-            rho_I = rho_I.index_copy(0, mine, model.ansatz(s, R[mine]))
-        return self.summed(rho_I)
-
     def summed(self, rho_I: Tensor) -> Tensor:
         """Add the local densities up at each point."""
         return torch.zeros_like(self.rho).index_add(0, self.point, rho_I)
 
 
-def fit_ansatz(model: DeepDensity, batch: Batch) -> float:
+def fit_ansatz(model: DeepDensity, points: Points) -> float:
     """Set A, B, C and D to what fits the density best without networks.
 
     Nonlinear least squares, from several widths.
@@ -153,26 +142,21 @@ def fit_ansatz(model: DeepDensity, batch: Batch) -> float:
         Mean squared error of the bare ansatz, in angstrom**-6.
     """
     count, names = len(model.species), (model.A, model.B, model.C, model.D)
+    R, species = distances(points.vectors), points.seen.species[points.atom]
 
     @torch.no_grad()
     def residual(flat: np.ndarray) -> np.ndarray:
         for p, values in zip(names, flat.reshape(4, count), strict=True):
             p.copy_(torch.from_numpy(values))
-        return (batch.ansatz(model) - batch.rho).double().cpu().numpy()
+        return (points.summed(model.ansatz(species, R)) - points.rho).double().cpu().numpy()
 
-    widest = np.repeat([np.inf, np.inf, 0.0, model.cutoff], count)
-    top = float(batch.rho.max()) / 2
-    fits = [
-        least_squares(
-            residual,
-            np.repeat([0.0, top, -0.5 / width**2, 0.0], count),
-            bounds=(np.repeat([-np.inf, -np.inf, -np.inf, -model.cutoff], count), widest),
-            x_scale=np.repeat([0.1, 0.1, 0.3, 0.3], count),
-            diff_step=1e-3,  # the model is in single precision
-            max_nfev=40,
-        )
-        for width in (0.4, 0.7, 1.2)
-    ]
+    least = np.repeat([-np.inf, -np.inf, -np.inf, -model.cutoff], count)
+    most = np.repeat([np.inf, np.inf, 0.0, model.cutoff], count)
+    height = float(points.rho.max()) / 2
+    options = {"x_scale": np.repeat([0.1, 0.1, 0.3, 0.3], count), "max_nfev": 40}
+    options |= {"bounds": (least, most), "diff_step": 1e-3}  # the model is in single precision
+    starts = [np.repeat([0.0, height, -0.5 / w**2, 0.0], count) for w in (0.4, 0.7, 1.2)]
+    fits = [least_squares(residual, start, **options) for start in starts]
     return float(np.square(residual(min(fits, key=lambda fit: fit.cost).x)).mean())
 
 
@@ -231,157 +215,142 @@ def train_deep_density(
     CheckpointError
         ``run_dir`` holds the state of another training.
     """
-    numbers = np.unique(training["numbers"].values).tolist()
-    card = {"species": numbers} | dict(arguments or {}) | {"nearest": _nearest(training)}
-    settings = {"steps": steps, "batch": batch, "snapshots": snapshots, "decay": decay}
-    settings |= {"learning_rate": learning_rate, "alpha": alpha, "round": round_steps}
+    card = {"species": np.unique(training["numbers"].values).tolist()} | dict(arguments or {})
+    card["nearest"] = _nearest(training)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = DeepDensity(**card)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    data = SampledDensities(training, model, alpha)
-    run = _Run(model, data, _checked(validation, model), seed, settings)
-    whole = settings | {"seed": seed, "arguments": card, "data": _fingerprint(training)}
-    state = TrainingState(run_dir, run.tensors, whole)
-    rows = state.restore() or run.begin()
-    started = time.process_time() - rows[-1]["seconds"]
+    settings = {"steps": steps, "snapshots": snapshots, "points": max(1, batch // snapshots)}
+    settings |= {"rate": learning_rate, "decay": decay, "alpha": alpha, "seed": seed}
+    run = _Run(model, training, validation, settings)
+    positions = np.ascontiguousarray(training["positions"].values)
+    settings |= {"arguments": card, "data": hashlib.sha256(positions).hexdigest()[:16]}
+    state = TrainingState(run_dir, run.tensors, settings | {"round": round_steps})
+    rows = state.restore() or [run.start()]
+    since = time.process_time() - rows[-1]["seconds"]
     total = math.ceil(steps / round_steps)
     bar = progress_bar(range(len(rows) - 1, total), "train", total, initial=len(rows) - 1)
-    for number in bar:
-        row = run.round(number)
-        rows.append(row | {"seconds": time.process_time() - started})
+    for k in bar:
+        row = run.steps(range(k * round_steps, min((k + 1) * round_steps, steps)))
+        rows.append(row | {"seconds": time.process_time() - since})
         bar.set_postfix_str(f"validation l1 {row['validation_l1']:.3f} %")
         state.save(rows)
-    run.keep_best()
+    run.copy(run.best, run.weights)
     return model.cpu().eval(), card, rows
 
 
 def _nearest(run: xr.Dataset) -> float:
     """Smallest distance of two atoms, images included, in all snapshots."""
-    from densitykit.neighbours import neighbour_pairs
-
-    least = math.inf
-    for i in range(run.sizes["time"]):
-        atoms = atoms_of(run, i)
-        a, b, shift = neighbour_pairs(atoms.positions, atoms.wide_cell, 5.0)
-        R = atoms.positions[b] - atoms.positions[a] + shift @ atoms.wide_cell
-        least = min(least, float(np.linalg.norm(R, axis=1).min(initial=5.0)))
-    return least
-
-
-def _fingerprint(run: xr.Dataset) -> str:
-    """Digest of the configurations, to tell data sets apart."""
-    return hashlib.sha256(np.ascontiguousarray(run["positions"].values)).hexdigest()[:16]
-
-
-def _checked(run: xr.Dataset, model: DeepDensity) -> list[Batch]:
-    """Random voxels of all snapshots, the same in every round."""
-    data, rng = SampledDensities(run, model, 0.0), np.random.default_rng(0)
-    size = len(data.rho[0])
-    voxels = [rng.choice(size, min(_CHECKED, size), replace=False) for _ in range(len(data))]
-    return [data.batch([i], [chosen]) for i, chosen in enumerate(voxels)]
+    return min(nearest_pair(atoms_of(run, i)) for i in range(run.sizes["time"]))
 
 
 class _Run:
-    """Nadam on one model; ``tensors`` is all that it remembers from round to round."""
+    """Nadam on one model; ``tensors`` is all that it remembers from step to step.
+
+    The weights are two long tensors, A to D and the rest, of which those of the model are views:
+    one step of Nadam for all.
+    """
 
     def __init__(
         self,
         model: DeepDensity,
-        data: SampledDensities,
-        checked: list[Batch],
-        seed: int,
-        settings: dict[str, Any],
+        training: xr.Dataset,
+        validation: xr.Dataset,
+        settings: Mapping[str, Any],
     ) -> None:
-        self.model, self.data, self.checked, self.seed = model, data, checked, seed
-        self.settings = settings
+        self.model, self.settings = model, dict(settings)
+        self.data = SampledDensities(training, model, settings["alpha"])
+        self.checked = _random_voxels(SampledDensities(validation, model, 0.0))
         named = dict(model.named_parameters())
-        groups = [
-            {
-                "params": [p for n, p in named.items() if model.rates.get(n, 1.0) == share],
-                "share": share,
-            }
-            for share in sorted({model.rates.get(name, 1.0) for name in named})
-        ]
-        self.optimizer = torch.optim.NAdam(groups, foreach=True)
-        self.average = [p.detach().clone() for p in named.values()]
-        self.best = {name: x.clone() for name, x in model.state_dict().items()}
+        ansatz = [named.pop(name) for name in "ABCD"]
+        self.parts = (ansatz, list(named.values()))
+        self.weights = [_joined(part) for part in self.parts]
+        groups = [{"params": [x], "lr": 0.0} for x in self.weights]
+        self.optimizer = torch.optim.NAdam(groups)
+        self.average, self.best = ([x.clone() for x in self.weights] for _ in range(2))
         self.least = torch.full((), math.inf, dtype=torch.float64)
-        self.tensors = {"least": self.least}
-        self.tensors |= {f"best.{name}": x for name, x in self.best.items()}
-        self.tensors |= {f"model.{name}": x for name, x in model.state_dict().items()}
-        self.tensors |= {f"average.{n}": x for n, x in zip(named, self.average, strict=True)}
-        for name, p in named.items():
-            moments = adam_state(self.optimizer, p)
+        self.tensors = {"least": self.least, **dict(model.named_buffers())}
+        self.tensors.pop("upper")
+        for i, x in enumerate(self.weights):
+            moments = adam_state(self.optimizer, x)
             moments["mu_product"] = torch.ones(())
-            self.tensors |= {f"{key}.{name}": value for key, value in moments.items()}
+            named = moments | {"weight": x, "average": self.average[i], "best": self.best[i]}
+            self.tensors |= {f"{name}.{i}": value for name, value in named.items()}
 
-    def begin(self) -> Rows:
+    def start(self) -> dict[str, float]:
         """Fit the ansatz and the scales of the inputs; return the row of the bare ansatz."""
-        generator = step_generator(self.seed, 0, rank=1)
         few = list(range(min(20, len(self.data))))
-        batch = self.data.draw(few, 3000 // len(few), generator)
-        loss = fit_ansatz(self.model, batch)
-        self.model.standardise(batch.seen, batch.atom, batch.vectors)
-        for p, mean in zip(self.model.parameters(), self.average, strict=True):
-            mean.copy_(p.detach())
-        row = {"step": 0, "points": 0, "rate": 0.0, "loss": loss} | self._errors()
-        return [row | {"seconds": time.process_time()}]
+        generator = step_generator(self.settings["seed"], 0, rank=1)
+        points = self.data.draw(few, 3000 // len(few), generator)
+        loss = fit_ansatz(self.model, points)
+        self.model.standardise(points.seen, points.atom, points.vectors)
+        self.copy(self.weights, self.average)
+        row = {"step": 0, "points": 0, "rate": 0.0, "loss": loss} | self.errors()
+        return row | {"seconds": time.process_time()}
 
-    def round(self, number: int) -> dict[str, float]:
-        """Go on by one round; return its row but for the time."""
-        size, total = self.settings["round"], 0.0
-        steps = range(number * size, min((number + 1) * size, self.settings["steps"]))
-        for step in steps:
-            total += self._step(step)
-        row = {"step": steps.stop, "points": steps.stop * self.settings["batch"]}
-        row |= {"rate": self._rate(steps.stop), "loss": total / len(steps)}
-        return row | self._errors()
+    def steps(self, steps: range) -> dict[str, float]:
+        """Take some steps; return their row but for the time."""
+        losses = [self.step(step) for step in steps]
+        points = self.settings["points"] * self.settings["snapshots"]
+        row = {"step": steps.stop, "points": steps.stop * points, "rate": self.rate(steps.stop)}
+        return row | {"loss": float(np.mean(losses))} | self.errors()
 
-    def _rate(self, step: int) -> float:
-        progress = step / self.settings["steps"]
-        warm = min(1.0, (step + 1) / 200)
-        return self.settings["learning_rate"] * self.settings["decay"] ** progress * warm
+    def rate(self, step: int) -> float:
+        s = self.settings
+        return s["rate"] * s["decay"] ** (step / s["steps"]) * min(1.0, (step + 1) / _WARM_UP)
 
-    def _step(self, step: int) -> float:
-        generator = step_generator(self.seed, step)
-        few, batch = self.settings["snapshots"], self.settings["batch"]
-        known = stage_of(step / self.settings["steps"], len(self.data))
-        chosen = torch.randint(known, (few,), generator=generator).tolist()
-        points = self.data.draw(chosen, max(1, batch // few), generator)
+    def step(self, step: int) -> float:
+        """Take one step; return the mean squared error before it."""
+        s, generator = self.settings, step_generator(self.settings["seed"], step)
+        known = snapshots_seen(step / s["steps"], len(self.data))
+        chosen = torch.randint(known, (s["snapshots"],), generator=generator).tolist()
+        points = self.data.draw(chosen, s["points"], generator)
         loss = (points.predicted(self.model) - points.rho).square().mean()
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step) * group["share"]
+        for x, part in zip(self.weights, self.parts, strict=True):
+            x.grad = torch.cat([p.grad.flatten() for p in part])
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        for group, share in zip(self.optimizer.param_groups, _SHARES, strict=True):
+            group["lr"] = self.rate(step) * share
         self.optimizer.step()
         decay = min(_EMA, (1 + step) / (10 + step))
-        torch._foreach_lerp_(
-            self.average, [p.detach() for p in self.model.parameters()], 1 - decay
-        )
+        torch._foreach_lerp_(self.average, self.weights, 1 - decay)
         return loss.item()
 
     @torch.no_grad()
-    def _errors(self) -> dict[str, float]:
-        """Validation errors in per cent, means over snapshots; keep the weights if best."""
-        self._swap()
-        pairs = [(b.predicted(self.model), b.rho) for b in self.checked]
-        l1 = 100 * float(np.mean([float(relative_l1(p, r, 1)) for p, r in pairs]))
-        l2 = 100 * float(np.mean([float(relative_l2(p, r, 1)) for p, r in pairs]))
+    def errors(self) -> dict[str, float]:
+        """Validation errors in per cent, means over snapshots; keep the average if best."""
+        kept = [x.clone() for x in self.weights]
+        self.copy(self.average, self.weights)
+        pairs = [(points.predicted(self.model), points.rho) for points in self.checked]
+        self.copy(kept, self.weights)
+        l1, l2 = (
+            100 * float(np.mean([float(error(p, r, 1)) for p, r in pairs]))
+            for error in (relative_l1, relative_l2)
+        )
         if l1 < self.least:
             self.least.fill_(l1)
-            for name, x in self.model.state_dict().items():
-                self.best[name].copy_(x)
-        self._swap()
+            self.copy(self.average, self.best)
         return {"validation_l1": l1, "validation_l2": l2}
 
-    def _swap(self) -> None:
-        """Exchange the weights with their average."""
-        for p, mean in zip(self.model.parameters(), self.average, strict=True):
-            p.data, mean.data = mean.data, p.data
-
+    @staticmethod
     @torch.no_grad()
-    def keep_best(self) -> None:
-        """Leave the best weights in the model."""
-        self.model.load_state_dict(self.best)
+    def copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+        torch._foreach_copy_(target, source)
+
+
+def _joined(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """One long tensor, of which the parameters become views."""
+    whole = torch.cat([p.detach().flatten() for p in parameters])
+    for p, part in zip(parameters, whole.split([p.numel() for p in parameters]), strict=True):
+        p.data = part.view_as(p)
+    return whole
+
+
+def _random_voxels(data: SampledDensities) -> list[Points]:
+    """Some of each snapshot, the same whenever asked."""
+    rng, size = np.random.default_rng(0), len(data.rho[0])
+    voxels = [rng.choice(size, min(_CHECKED, size), replace=False) for _ in range(len(data))]
+    return [data.points([i], [chosen]) for i, chosen in enumerate(voxels)]

@@ -8,11 +8,11 @@ import torch
 import xarray as xr
 
 from densitykit.errors import CheckpointError
-from densitykit.models.deep_density.network import DeepDensity
+from densitykit.models.deep_density.network import DeepDensity, distances
 from densitykit.training.network import (
     SampledDensities,
     fit_ansatz,
-    stage_of,
+    snapshots_seen,
     train_deep_density,
 )
 
@@ -46,17 +46,17 @@ def test_the_ansatz_is_found_that_made_the_density():
     with torch.random.fork_rng():
         model = DeepDensity([1, 8], cutoff=5.0, pair_nodes=(3,), nodes=4).double()
     run = made_up_run(2)
-    model.nearest = 0.0
     values = {"A": [0.4, -0.5], "B": [1.1, 2.0], "C": [-1.5, -0.9], "D": [0.1, 0.2]}
     for name, of_species in values.items():
         getattr(model, name).data.copy_(torch.tensor(of_species))
     data = SampledDensities(run, model, 0.5)
-    batch = data.draw([0, 1], 1500, torch.Generator().manual_seed(0))
-    batch.rho = batch.ansatz(model).detach()
+    points = data.draw([0, 1], 1500, torch.Generator().manual_seed(0))
+    R, species = distances(points.vectors), points.seen.species[points.atom]
+    points = points._replace(rho=points.summed(model.ansatz(species, R)).detach())
     for name in values:
         getattr(model, name).data.zero_()
-    mean_square = fit_ansatz(model, batch)
-    assert mean_square < 1e-4 * float(batch.rho.square().mean())
+    mean_square = fit_ansatz(model, points)
+    assert mean_square < 1e-4 * float(points.rho.square().mean())
 
 
 def test_points_are_drawn_in_proportion_to_the_density():
@@ -73,9 +73,9 @@ def test_a_batch_of_snapshots_is_what_they_are_one_by_one():
     data = SampledDensities(made_up_run(3), model, 0.5)
     voxels = [np.array([700, 900, 901]), np.array([850, 905])]
     with torch.no_grad():
-        joined = data.batch([2, 0], voxels).predicted(model)
+        joined = data.points([2, 0], voxels).predicted(model)
         single = [
-            data.batch([k], [v]).predicted(model) for k, v in zip([2, 0], voxels, strict=True)
+            data.points([k], [v]).predicted(model) for k, v in zip([2, 0], voxels, strict=True)
         ]
     torch.testing.assert_close(joined, torch.cat(single))
     grid = model.density(data.atoms[2], GRID).ravel()
@@ -83,8 +83,15 @@ def test_a_batch_of_snapshots_is_what_they_are_one_by_one():
 
 
 def test_the_schedule_has_five_then_twenty_then_all_snapshots():
-    assert [stage_of(p, 80) for p in (0.0, 0.24, 0.25, 0.49, 0.5, 1.0)] == [5, 5, 20, 20, 80, 80]
-    assert stage_of(0.3, 3) == 3
+    assert [snapshots_seen(p, 80) for p in (0.0, 0.24, 0.25, 0.49, 0.5, 1.0)] == [
+        5,
+        5,
+        20,
+        20,
+        80,
+        80,
+    ]
+    assert snapshots_seen(0.3, 3) == 3
 
 
 def test_training_lowers_the_error_below_that_of_the_ansatz():
@@ -111,16 +118,16 @@ def test_an_interrupted_training_gives_the_same_bits(tmp_path, monkeypatch):
     whole, _, rows = train_deep_density(run, held_out, SMALL, **SHORT)
     from densitykit.training import network
 
-    def killed(self, number):
-        if number == 2:
+    def killed(self, steps):
+        if steps.start == 40:
             raise KeyboardInterrupt
-        return original(self, number)
+        return original(self, steps)
 
-    original = network._Run.round
-    monkeypatch.setattr(network._Run, "round", killed)
+    original = network._Run.steps
+    monkeypatch.setattr(network._Run, "steps", killed)
     with pytest.raises(KeyboardInterrupt):
         train_deep_density(run, held_out, SMALL, **SHORT, run_dir=tmp_path)
-    monkeypatch.setattr(network._Run, "round", original)
+    monkeypatch.setattr(network._Run, "steps", original)
     resumed, _, again = train_deep_density(run, held_out, SMALL, **SHORT, run_dir=tmp_path)
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)

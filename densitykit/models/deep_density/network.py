@@ -174,9 +174,6 @@ class DeepDensity(nn.Module):
         self.register_buffer("phi_scale", torch.ones(S, S + 1))
         self.register_buffer("D_mean", torch.zeros(S, pairs))
         self.register_buffer("D_scale", torch.ones(S, pairs))
-        #: learning rates, as shares of that of the networks: a step of Adam is of the size of the
-        #: rate, whatever the gradient, and densities are far more sensitive to these four
-        self.rates = dict.fromkeys("ABCD", 0.01)
 
     def neighbourhood(self, atoms: Atoms) -> Neighbourhood:
         """What of the atoms the descriptor depends on."""
@@ -191,11 +188,11 @@ class DeepDensity(nn.Module):
         R_JI = atoms.positions[j] - atoms.positions[i] + shift @ atoms.wide_cell
         place = self.A.device
         of_pairs = (torch.from_numpy(x).to(place) for x in (index, i, j))
-        return Neighbourhood(*of_pairs, self.coordinates(self.as_vectors(R_JI)))
+        return Neighbourhood(*of_pairs, self.coordinates(self.as_tensor(R_JI)))
 
-    def as_vectors(self, vectors: np.ndarray) -> Tensor:
-        """Vectors on the device and in the precision of the weights."""
-        return torch.from_numpy(vectors).to(self.A)
+    def as_tensor(self, values: np.ndarray) -> Tensor:
+        """An array on the device and in the precision of the weights."""
+        return torch.from_numpy(values).to(self.A)
 
     def coordinates(self, vectors: Tensor) -> Tensor:
         """Generalised coordinates d (eq. 17) of vectors (P, 3), shape (P, 4)."""
@@ -229,18 +226,18 @@ class DeepDensity(nn.Module):
     def local(self, h: Tensor, species: Tensor, atom: Tensor, vectors: Tensor) -> Tensor:
         """rho_I (P,) at vectors from some atoms (P, 3), given the atomic parts h of all."""
         d_0, R = self.coordinates(vectors), distances(vectors)
-        rho = torch.zeros_like(R)
+        fitted = R.new_zeros(2, len(R))
         for s in range(len(self.species)):
             rows = torch.nonzero(species[atom] == s).flatten()
             D = self.descriptor(s, h[atom[rows]], d_0[rows])
-            N_I, E_I = self.fitting[s](D, self.D_mean[s], self.D_scale[s])
-            rho = rho.index_copy(0, rows, self.ansatz(s, R[rows], N_I, E_I))
-        return rho
+            of_species = self.fitting[s](D, self.D_mean[s], self.D_scale[s])
+            fitted = fitted.index_copy(1, rows, of_species)
+        return self.ansatz(species[atom], R, *fitted)
 
     def ansatz(
-        self, s: int, R: Tensor, N_I: Tensor | float = 0.0, E_I: Tensor | float = 0.0
+        self, s: Tensor, R: Tensor, N_I: Tensor | float = 0.0, E_I: Tensor | float = 0.0
     ) -> Tensor:
-        """Eqs. 11 and 12 for one species at distances R (P,), tapered to zero; shape (P,)."""
+        """Eqs. 11 and 12 for species s at distances R (P,), tapered to zero; shape (P,)."""
         linear = N_I + self.A[s] * R + self.B[s]
         u = cosine_taper(R, 0.75 * self.cutoff, self.cutoff)
         return linear * torch.exp(self.C[s] * (R - self.D[s]) ** 2 + E_I) * u
@@ -256,7 +253,7 @@ class DeepDensity(nn.Module):
             for k in range(0, len(point), _PAIRS):
                 rows = slice(k, k + _PAIRS)
                 index = torch.from_numpy(atom[rows]).to(h.device)
-                rho_I = self.local(h, seen.species, index, self.as_vectors(vectors[rows]))
+                rho_I = self.local(h, seen.species, index, self.as_tensor(vectors[rows]))
                 np.add.at(part, point[rows], rho_I.double().cpu().numpy())
         return out
 
@@ -286,6 +283,13 @@ class DeepDensity(nn.Module):
             spread = D.std(dim=0)
             self.D_mean[s] = D.mean(dim=0)
             self.D_scale[s] = 1 / spread.clamp(min=0.01 * float(spread.max()))
+
+
+def nearest_pair(atoms: Atoms, reach: float = 5.0) -> float:
+    """Smallest distance of two atoms, images included, in angstrom, or the reach."""
+    i, j, shift = neighbour_pairs(atoms.positions, atoms.wide_cell, reach)
+    R = atoms.positions[j] - atoms.positions[i] + shift @ atoms.wide_cell
+    return float(np.linalg.norm(R, axis=1).min(initial=reach))
 
 
 def distances(vectors: Tensor) -> Tensor:
