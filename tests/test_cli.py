@@ -322,6 +322,21 @@ def test_train(model, command, store, tmp_path):
     assert code == 0 and "every 4 fs" in text, err
 
 
+def test_train_and_use_the_network_of_deep_density(command, store, tmp_path):
+    threads, out = torch.get_num_threads(), tmp_path / "network.safetensors"
+    words = ["--steps", 3, "--batch", 16, "--run-dir", tmp_path / "run"]
+    code, text, err = command("train", "deep-density-network", store, out, *words)
+    torch.set_num_threads(threads)
+    assert code == 0 and str(out) in text, err
+    assert read_provenance(out)["last"]["points"] == 48
+    structure = tmp_path / "two.xyz"
+    structure.write_text("2\n\nLi 0 0 0\nLi 0 0 2.5\n")
+    grid = ["--grid", 4, 5, 6]
+    code, _, err = command("predict", out, structure, tmp_path / "two.cube", *grid)
+    assert code == 0, err
+    assert (tmp_path / "two.cube").stat().st_size > 100
+
+
 def test_a_horizon_that_the_frames_do_not_have(command, store, tmp_path):
     code, _, err = command("train", "surrogate", store, tmp_path / "m", "--horizon", 5)
     assert code == 2 and "choose 4 or 6 fs" in err and err.count("\n") == 1
