@@ -7,6 +7,7 @@ Every command imports what it needs when it runs, so that ``--help`` is quick. E
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import warnings
@@ -141,7 +142,7 @@ def _train(arguments: argparse.Namespace) -> int:
     }
     given = {name: getattr(arguments, name) for name in STEPS}
     options |= {name: value for name, value in given.items() if value is not None}
-    train = {"nuclear": _train_nuclear, "density": _train_density}
+    train = {"nuclear": _train_nuclear, "deep-density": _train_density}
     train["deep-density-network"] = _train_network
     train = train.get(arguments.model, _train_fields)
     model, card, rows = train(arguments, options)
@@ -166,12 +167,15 @@ def _train_nuclear(arguments: argparse.Namespace, options: dict[str, Any]) -> tu
 
 
 def _train_density(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple:
-    from densitykit.io.reader import open_split
+    from densitykit.io.reader import open_splits
     from densitykit.training.linear import default_recipe, fit_linear_density
 
-    train, held_out = (open_split(arguments.data, s) for s in ("train", "validation"))
-    recipe = default_recipe(train)
-    return fit_linear_density([train], [held_out], **recipe, seed=options["seed"])
+    train, held_out = (open_splits(arguments.data, s) for s in ("train", "validation"))
+    recipe = default_recipe(train[0])
+    if arguments.recipe:
+        recipe |= json.loads(arguments.recipe.read_text())
+    points = {"points": arguments.points} if arguments.points else {}
+    return fit_linear_density(train, held_out, recipe, seed=options["seed"], **points)
 
 
 def _train_network(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple:
@@ -209,7 +213,7 @@ def _add_train(commands: Commands) -> None:
     sub = _command(commands, "train", _train, text)
     text = "latent diffusion, an emulator through the nuclei, a plain U-Net, or a static map: "
     text += "linear, or the network of Deep Density"
-    models = ("latent", "nuclear", "surrogate", "density", "deep-density-network")
+    models = ("latent", "nuclear", "surrogate", "deep-density", "deep-density-network")
     sub.add_argument("model", choices=models, help=text)
     sub.add_argument("data", help="trajectory store with the splits 'train' and 'validation'")
     sub.add_argument("out", type=Path, help="checkpoint to write")
@@ -239,6 +243,11 @@ def _add_train(commands: Commands) -> None:
     latent.add_argument("--reading", choices=("spatial", "value"), default="spatial", help=text)
     nuclear = sub.add_argument_group("nuclear")
     nuclear.add_argument("--volumes", help="store of runs in other volumes, for the force field")
+    static = sub.add_argument_group("deep-density")
+    text = "points of a frame (default: 6000 of a molecule, 4000 of condensed matter)"
+    static.add_argument("--points", type=types.positive_count, metavar="N", help=text)
+    text = "JSON file with arguments of LinearDensity, in place of the defaults"
+    static.add_argument("--recipe", type=Path, metavar="FILE", help=text)
 
 
 # --- static maps -----------------------------------------------------------------------------
@@ -258,13 +267,18 @@ def _predict(arguments: argparse.Namespace) -> int:
     if not isinstance(model, LinearDensity | DeepDensity):
         raise CheckpointError(
             f"{arguments.checkpoint}: a {type(model).__name__} moves densities; give a static "
-            "map, such as `densitykit train density` makes"
+            "map, such as `densitykit train deep-density` makes"
         )
     grid = tuple(arguments.grid) if arguments.grid else None
-    frame = predict(model, read(arguments.structure), grid, arguments.spacing)
+    sure = arguments.uncertainty is None
+    frame = predict(model, read(arguments.structure), grid, arguments.spacing, not sure)
     if "warning" in frame.attrs:
         print(f"densitykit: {frame.attrs['warning']}", file=sys.stderr)
-    export_frame(frame, 0, arguments.out)
+    if not sure:
+        print(f"estimated error: {100 * frame.attrs['expected_l1']:.3f} % (relative l1)")
+        sigma = frame.assign(density=frame["uncertainty"])
+        export_frame(sigma, 0, arguments.uncertainty)
+    export_frame(frame.drop_vars("uncertainty", errors="ignore"), 0, arguments.out)
     print(arguments.out)
     return 0
 
@@ -277,6 +291,8 @@ def _add_predict(commands: Commands) -> None:
     sub.add_argument("out", type=Path, help="*.cube, CHGCAR, *.vasp, *.xsf or *.zarr")
     names, text = ("NX", "NY", "NZ"), "numbers of points (default: by --spacing)"
     sub.add_argument("--grid", type=types.positive_count, nargs=3, metavar=names, help=text)
+    text = "estimate the error, and write its standard deviation to this file"
+    sub.add_argument("--uncertainty", type=Path, metavar="FILE", help=text)
     text = "largest distance of grid points, angstrom (default: 0.25)"
     sub.add_argument("--spacing", type=types.positive, default=0.25, metavar="A", help=text)
 

@@ -92,3 +92,10 @@ def open_split(path: PathLike, name: str, *, chunks: Any = None) -> xr.Dataset:
     part = ds.isel(time=slice(split["start"], split["stop"])).assign_attrs(split=name)
     part.encoding["source"] = ds.encoding["source"]
     return part
+
+
+def open_splits(path: PathLike, name: str, *, chunks: Any = None) -> list[xr.Dataset]:
+    """Open the split `name`, or those of all runs, "train-32-300K" and so on; see `open_split`."""
+    path = locate(path)
+    found = [split for split in read_splits(path) if split.startswith(f"{name}-")]
+    return [open_split(path, split, chunks=chunks) for split in found or [name]]

@@ -2,11 +2,16 @@ r"""Fitting a linear map from atoms to density: one system of equations, frame b
 
 .. math:: \min_W \sum_{p} w_p\,\big(\rho(r_p) - \hat\rho_W(r_p)\big)^2 + \lambda \sum W^2 ,
 
-over points drawn with probability q where the density is large, each with the weight
+over points drawn with a probability q that grows with the density, each with the weight
 :math:`w = 1/(\rho + \rho_0)/q`, so that relative errors count alike and no region is left out.
-Each frame gives normal equations in its basis, which are small, and these are contracted with its
-features: a frame is read once, and memory does not grow with their number. The constant feature,
-the atom without surroundings, is hardly held back. :math:`\lambda` is chosen on validation frames.
+The unknowns of a frame are linear in its features, :math:`X_{p,nk} = \sum_{Im} \phi_{nlm}(r_p -
+R_I) F^I_{lmk}`, and its normal equations :math:`X^T w X` add up: a frame is read once, and memory
+does not grow with their number. Where a frame has fewer functions than there are unknowns (a
+molecule), :math:`\phi^T w \phi` is made first and then contracted with the features.
+
+The constant feature, the atom without surroundings, is hardly held back; free atoms are not at
+all, and hold all electrons. :math:`\lambda` is chosen on validation frames. Members, each without
+one part of the frames, are solved from the same sums.
 """
 
 from __future__ import annotations
@@ -24,12 +29,14 @@ from tqdm.auto import tqdm
 
 from densitykit.errors import TrajectoryError
 from densitykit.metrics import relative_l1
-from densitykit.models.deep_density.linear import Atoms, LinearDensity
+from densitykit.models.deep_density.linear import Atoms, Block, LinearDensity, nearest_pairs
 
 __all__ = ["atoms_of", "default_recipe", "fit_linear_density"]
 
-Blocks = list[tuple[int, int, int, int]]
 _EMPTY, _EVERYWHERE, _OFFSET = 0.02, 0.03, 0.1  # angstrom**-3: where points are drawn, weights
+_CHARGE = 1e4  # weight of the electrons of a free atom, beside that of all points
+_PANEL, _CHUNK = 1024, 1000  # columns, points at a time
+Frame = tuple[xr.Dataset, int]
 
 
 def atoms_of(run: xr.Dataset, frame: int) -> Atoms:
@@ -79,11 +86,11 @@ def default_recipe(run: xr.Dataset) -> dict[str, Any]:
 def fit_linear_density(
     training: Sequence[xr.Dataset],
     validation: Sequence[xr.Dataset],
-    bases: Mapping[str, Mapping[str, Any]],
-    surroundings: Mapping[str, Any],
+    recipe: Mapping[str, Any],
     *,
     points: int = 6000,
     ridges: Sequence[float] = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8),
+    members: int = 4,
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[LinearDensity, dict[str, Any], list[dict[str, float]]]:
@@ -93,12 +100,14 @@ def fit_linear_density(
     ----------
     training, validation
         Runs with positions.
-    bases, surroundings
-        See `LinearDensity`.
+    recipe
+        Arguments of `LinearDensity`: bases, surroundings, and free atoms if there are any.
     points
         Drawn in a frame.
     ridges
-        Values of lambda to try, relative to the weighted square of the density.
+        Values of lambda to try, from the largest, relative to the weighted square of the density.
+    members
+        Parts of the training set, of which each member lacks one.
     seed
         Of the points.
     progress
@@ -113,27 +122,40 @@ def fit_linear_density(
     list of dict
         lambda and the validation error (relative l1) with it.
     """
-    model = LinearDensity(bases, surroundings)
+    charges = _charges(training[0])
+    model = LinearDensity(**recipe, charges=charges)
     frames = [(run, i) for run in training for i in range(run.sizes["time"])]
     _fit_features(model, [atoms_of(*frame) for frame in frames])
-    rng, hidden = np.random.default_rng(seed), None if progress else True
-    normal: Tensor | None = None
-    for run, i in tqdm(frames, "normal equations", disable=hidden):
-        atoms = atoms_of(run, i)
-        features = model.features(atoms)
-        blocks = model.block_shapes(features)
-        s, b, square = _frame_equations(model, atoms, run["density"][i].values, points, rng)
-        left, right = _contract(model, atoms, features, blocks, s, b)
-        if normal is None:
-            normal, side, total = torch.zeros_like(left), torch.zeros_like(right), 0.0
-        normal += left
-        side += right
-        total += square
-    model.nearest = min(_nearest(atoms_of(*frame)) for frame in frames)
-    rows = _choose_ridge(model, normal / total, side / total, blocks, validation, ridges)
-    shapes = {name: list(x.shape) for name, x in model.state_dict().items()}
-    card = {"bases": {str(z): {**b} for z, b in bases.items()}, "surroundings": {**surroundings}}
-    return model.eval(), card | {"shapes": shapes, "nearest": model.nearest}, rows
+    model.nearest = _nearest(frames)
+    normals, sides = _equations(model, frames, points, members, seed, progress)
+    blocks = model.blocks(atoms_of(*frames[0]))
+    _hold_charges(model, blocks, normals, sides)
+    ridge, rows = _choose_ridge(model, sum(normals), sum(sides), blocks, validation, ridges)
+    parts = zip(normals, sides, strict=True)
+    rest = ((sum(normals) - n, sum(sides) - s) for n, s in parts)
+    found = [_solve(n, s, ridge * _penalty(blocks)) for n, s in rest]
+    model.set_weights(torch.stack(found), blocks, "member")
+    _calibrate(model, validation)
+    card = {name: {**value} for name, value in recipe.items()} | {"charges": charges}
+    card |= {"shapes": {name: list(x.shape) for name, x in model.state_dict().items()}}
+    names = ("nearest", "spread", "expected")
+    return model.eval(), card | {name: getattr(model, name) for name in names}, rows
+
+
+def _charges(run: xr.Dataset) -> dict[str, float]:
+    """Valence electrons by species, where the run tells."""
+    if "valence_charge" not in run:
+        return {}
+    known = zip(run["numbers"].values.tolist(), run["valence_charge"].values, strict=True)
+    return {str(z): float(q) for z, q in known}
+
+
+def _nearest(frames: Sequence[Frame]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for frame in frames:
+        for pair, r in nearest_pairs(atoms_of(*frame)).items():
+            found[pair] = min(r, found.get(pair, r))
+    return found
 
 
 def _fit_features(model: LinearDensity, configurations: Sequence[Atoms]) -> None:
@@ -147,40 +169,87 @@ def _fit_features(model: LinearDensity, configurations: Sequence[Atoms]) -> None
         own.fit([torch.cat(of_l) for of_l in zip(*parts, strict=True)])
 
 
-def _nearest(atoms: Atoms) -> float:
-    distance = np.linalg.norm(atoms.positions[:, None] - atoms.positions, axis=-1)
-    return float((distance + 1e3 * np.eye(len(distance))).min())
+# --- equations ---------------------------------------------------------------------------------
 
 
-def _frame_equations(
-    model: LinearDensity, atoms: Atoms, density: np.ndarray, points: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, float]:
-    """Normal matrix and right side of one frame in its basis, and the weighted square of rho."""
-    rho = density.ravel().astype(float)
+def _equations(
+    model: LinearDensity,
+    frames: Sequence[Frame],
+    points: int,
+    members: int,
+    seed: int,
+    progress: bool,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Normal matrices (upper triangles) and right sides, one for each part of the frames."""
+    rng, total = np.random.default_rng(seed), 0.0
+    unknown = sum(n * k for n, k in (b.shape for b in model.blocks(atoms_of(*frames[0]))))
+    normals = [torch.zeros(unknown, unknown).double() for _ in range(members)]
+    sides = [torch.zeros(unknown).double() for _ in range(members)]
+    bar = tqdm(frames, "normal equations", disable=None if progress else True)
+    for count, (run, i) in enumerate(bar):
+        rho, atoms, part = (
+            run["density"][i].values,
+            atoms_of(run, i),
+            count * members // len(frames),
+        )
+        chosen, root = _draw(rho.ravel().astype(float), points, rng)
+        blocks = model.blocks(atoms)
+        few = sum(n * b.features[..., 0].numel() for b in blocks for n, _ in [b.shape]) < unknown
+        add, size = (_add_contracted, points * 2) if few else (_add_rows, _CHUNK)
+        for start in range(0, len(chosen), size):
+            index, factor = chosen[start : start + size], root[start : start + size]
+            y = torch.from_numpy(rho.ravel()[index] * factor)
+            phi = _functions(blocks, atoms, rho.shape, index, factor)
+            add(normals[part], sides[part], blocks, phi, y)
+            total += float(y @ y)
+    for normal, side in zip(normals, sides, strict=True):
+        normal /= total
+        side /= total
+    return normals, sides
+
+
+def _draw(rho: np.ndarray, points: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Choose about so many points; roots of their weights."""
     chance = np.abs(rho) / (np.abs(rho) + _EMPTY) + _EVERYWHERE
     chance = np.minimum(1, chance / chance.sum() * points)
     chosen = np.flatnonzero(rng.random(len(rho)) < chance)
-    root = np.sqrt(1 / (np.abs(rho[chosen]) + _OFFSET) / chance[chosen])
-    phi = torch.from_numpy(basis_values(model, atoms, density.shape, chosen) * root[:, None])
-    y = torch.from_numpy(rho[chosen] * root)
-    return phi.T @ phi, phi.T @ y, float(y @ y)
+    return chosen, np.sqrt(1 / (np.abs(rho[chosen]) + _OFFSET) / chance[chosen])
+
+
+def _functions(
+    blocks: Sequence[Block],
+    atoms: Atoms,
+    grid: tuple[int, ...],
+    chosen: np.ndarray,
+    factor: np.ndarray,
+) -> list[Tensor]:
+    """Functions of all blocks at some grid points times a factor, (P, n, atom x (2l + 1))."""
+    known: dict[int, Tensor] = {}
+    out = []
+    for block in blocks:
+        if id(block.basis) not in known:
+            known.clear()
+            values = basis_values(block, atoms, grid, chosen) * factor[:, None, None]
+            known[id(block.basis)] = torch.from_numpy(values)
+        of_l = slice(*block.basis.offsets[block.l : block.l + 2])
+        values = known[id(block.basis)][:, :, of_l].unflatten(2, (-1, 2 * block.l + 1))
+        out.append(values.transpose(1, 2).flatten(2))
+    return out
 
 
 def basis_values(
-    model: LinearDensity, atoms: Atoms, grid: tuple[int, ...], chosen: np.ndarray
+    block: Block, atoms: Atoms, grid: tuple[int, ...], chosen: np.ndarray
 ) -> np.ndarray:
-    """All functions at some grid points, (P, sum of sizes), atom after atom."""
+    """All functions of a block's basis at some grid points, (P, atom, size)."""
     fractions = np.stack(np.unravel_index(chosen, grid), axis=1) / np.array(grid)
-    values = []
-    for position, z in zip(atoms.positions, atoms.numbers, strict=True):
-        basis = model.bases[int(z)]
-        out = np.zeros((len(chosen), basis.size))
-        for vectors in _images(fractions, position, atoms, basis.radius):
+    basis, centres = block.basis, np.flatnonzero(atoms.numbers == block.z)
+    out = np.zeros((len(chosen), len(centres), basis.size))
+    for column, i in enumerate(centres):
+        for vectors in _images(fractions, atoms.positions[i], atoms, basis.radius):
             near = np.flatnonzero((vectors**2).sum(axis=1) < basis.radius**2)
             if len(near):
-                out[near] += basis.values(vectors[near])
-        values.append(out)
-    return np.concatenate(values, axis=1)
+                out[near, column] += basis.values(vectors[near])
+    return out
 
 
 def _images(
@@ -198,87 +267,133 @@ def _images(
         yield (s + np.array(shift) - reach) @ atoms.cell
 
 
-def _contract(
-    model: LinearDensity,
-    atoms: Atoms,
-    features: Mapping[int, list[Tensor]],
-    blocks: Blocks,
-    s: Tensor,
-    b: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Normal equations of the weights from those of the coefficients; c = F W, block by block."""
-    columns = _columns(model, atoms, blocks)
-    starts = np.cumsum([0, *(n * k for _, _, n, k in blocks)])
-    left, right = torch.zeros(starts[-1], starts[-1]).double(), torch.zeros(starts[-1]).double()
-    size = len(s)
-    for (z, l, n, k), index, (a, e) in zip(blocks, columns, pairwise(starts), strict=True):
-        f = features[z][l].flatten(0, 1)  # (atom m, K)
-        right[a:e] = (b[index].reshape(-1, n, 2 * l + 1).transpose(0, 1).flatten(1) @ f).flatten()
-        rows = s[index].reshape(-1, n, 2 * l + 1, size).permute(1, 3, 0, 2)
-        half = (rows.reshape(n * size, -1) @ f).reshape(n, size, k)
-        for (z2, l2, n2, _), index2, (a2, e2) in zip(
-            blocks, columns, pairwise(starts), strict=True
-        ):
-            if a2 < a:
-                continue
-            part = half[:, index2].reshape(n, -1, n2, 2 * l2 + 1, k).permute(0, 4, 2, 1, 3)
-            whole = part.reshape(n * k * n2, -1) @ features[z2][l2].flatten(0, 1)
-            left[a:e, a2:e2] = whole.reshape(n * k, -1)
-    return torch.triu(left) + torch.triu(left, 1).T, right
+def _add_rows(
+    normal: Tensor, side: Tensor, blocks: Sequence[Block], phi: Sequence[Tensor], y: Tensor
+) -> None:
+    """Add X^T X and X^T y of some points, X from functions and features."""
+    x = torch.cat(
+        [
+            (p @ b.features.flatten(0, 1)).flatten(1)  # (P, n K)
+            for b, p in zip(blocks, phi, strict=True)
+        ],
+        dim=1,
+    )
+    side += x.T @ y
+    _add_gram(normal, x)
 
 
-def _columns(model: LinearDensity, atoms: Atoms, blocks: Blocks) -> list[Tensor]:
-    """Where in the basis of a frame the functions of a block are: (atom, n, m) flattened."""
-    starts = np.cumsum([0, *(model.bases[int(z)].size for z in atoms.numbers)])
-    out = []
-    for z, l, _, _ in blocks:
-        a, e = model.bases[z].offsets[l], model.bases[z].offsets[l + 1]
-        of = [
-            torch.arange(starts[i] + a, starts[i] + e) for i in np.flatnonzero(atoms.numbers == z)
-        ]
-        out.append(torch.cat(of))
-    return out
+def _add_gram(normal: Tensor, x: Tensor) -> None:
+    """Add the upper triangle of x^T x, panel by panel."""
+    for start in range(0, x.shape[1], _PANEL):
+        stop = min(start + _PANEL, x.shape[1])
+        normal[:stop, start:stop] += x[:, :stop].T @ x[:, start:stop]
+
+
+def _add_contracted(
+    normal: Tensor, side: Tensor, blocks: Sequence[Block], phi: Sequence[Tensor], y: Tensor
+) -> None:
+    """Do the same by way of the normal equations of the coefficients, which are few."""
+    flat = torch.cat([p.flatten(1) for p in phi], dim=1)
+    s = torch.zeros(flat.shape[1], flat.shape[1]).double()
+    _add_gram(s, flat)
+    s, b = torch.triu(s) + torch.triu(s, 1).T, flat.T @ y
+    of_phi = _slices([p[0].numel() for p in phi])
+    of_w = _slices([n * k for n, k in (b.shape for b in blocks)])
+    for i, one in enumerate(blocks):
+        f, n = one.features.flatten(0, 1), one.shape[0]  # (atom m, K)
+        side[of_w[i]] += (b[of_phi[i]].reshape(n, -1) @ f).flatten()
+        half = torch.einsum("nas,ak->nks", s[of_phi[i]].reshape(n, -1, len(s)), f).flatten(0, 1)
+        for j, other in enumerate(blocks[i:], start=i):
+            part = half[:, of_phi[j]].unflatten(1, (other.shape[0], -1))
+            whole = part @ other.features.flatten(0, 1)  # (n K, n', K')
+            normal[of_w[i], of_w[j]] += whole.flatten(1)
+
+
+def _slices(sizes: Sequence[int]) -> list[slice]:
+    ends = np.cumsum([0, *sizes]).tolist()
+    return [slice(a, e) for a, e in pairwise(ends)]
+
+
+# --- solutions ---------------------------------------------------------------------------------
+
+
+def _hold_charges(
+    model: LinearDensity, blocks: Sequence[Block], normals: list[Tensor], sides: list[Tensor]
+) -> None:
+    """Give each free atom its electrons: an equation of great weight in every part."""
+    for block, own in zip(
+        blocks, _slices([n * k for n, k in (b.shape for b in blocks)]), strict=True
+    ):
+        if not block.name.endswith("_free") or block.z not in model.charges:
+            continue
+        row = torch.from_numpy(block.basis.integrals) / model.charges[block.z]
+        for normal, side in zip(normals, sides, strict=True):
+            normal[own, own] += _CHARGE * torch.outer(row, row)
+            side[own] += _CHARGE * row
+
+
+def _penalty(blocks: Sequence[Block]) -> Tensor:
+    """What lambda multiplies, for each unknown."""
+    parts = []
+    for block in blocks:
+        held = torch.ones(block.shape, dtype=torch.float64)
+        if block.l == 0:
+            held[:, 0] = 1e-3  # the constant feature, or the free atom
+        parts.append(held.flatten())
+    return torch.cat(parts)
+
+
+def _solve(normal: Tensor, side: Tensor, penalty: Tensor) -> Tensor | None:
+    """Solve the equations with a penalty; None where rounding has made them indefinite."""
+    factor, info = torch.linalg.cholesky_ex(normal + torch.diag(penalty), upper=True)
+    return None if info.item() else torch.cholesky_solve(side[:, None], factor, upper=True)[:, 0]
 
 
 def _choose_ridge(
     model: LinearDensity,
     normal: Tensor,
     side: Tensor,
-    blocks: Blocks,
+    blocks: Sequence[Block],
     validation: Sequence[xr.Dataset],
     ridges: Sequence[float],
-) -> list[dict[str, float]]:
+) -> tuple[float, list[dict[str, float]]]:
     """Solve for each lambda, and leave the weights that are best on validation frames."""
-    penalty = torch.cat([_penalty(l, n, k) for _, l, n, k in blocks])
-    diagonal, best, rows = normal.diagonal().clone(), (np.inf, side), []
+    best, penalty, rows = (np.inf, 0.0, side), _penalty(blocks), []
     for ridge in ridges:
-        normal.diagonal().copy_(diagonal + ridge * penalty)
-        factor, info = torch.linalg.cholesky_ex(normal)
-        if info.item():
+        weights = _solve(normal, side, ridge * penalty)
+        if weights is None:
             break
-        weights = torch.cholesky_solve(side[:, None], factor)[:, 0]
         model.set_weights(weights, blocks)
         error = grid_error(model, validation)
         rows.append({"lambda": ridge, "validation_l1": error, "seconds": time.process_time()})
-        best = min(best, (error, weights), key=lambda pair: pair[0])
-    normal.diagonal().copy_(diagonal)
-    model.set_weights(best[1], blocks)
-    return rows
+        best = min(best, (error, ridge, weights), key=lambda found: found[0])
+    model.set_weights(best[2], blocks)
+    return best[1], rows
 
 
-def _penalty(l: int, n: int, k: int) -> Tensor:
-    held = torch.ones(n, k, dtype=torch.float64)
-    if l == 0:
-        held[:, 0] = 1e-3  # the constant feature
-    return held.flatten()
+def _calibrate(model: LinearDensity, validation: Sequence[xr.Dataset]) -> None:
+    """Scale the spread of the members to the mean error of validation frames."""
+    error = spread = total = 0.0
+    for run, i in _some_frames(validation):
+        truth, atoms = run["density"][i].values.astype(float), atoms_of(run, i)
+        error += float(np.abs(model.density(atoms, truth.shape) - truth).sum())
+        spread += float(model.uncertainty(atoms, truth.shape).sum())
+        total += float(np.abs(truth).sum())
+    model.spread *= error / (spread * np.sqrt(2 / np.pi))  # mean |x| of a normal error
+    model.expected = error / total
 
 
-def grid_error(model: LinearDensity, runs: Sequence[xr.Dataset], frames: int = 8) -> float:
+def _some_frames(runs: Sequence[xr.Dataset], count: int = 8) -> Iterator[Frame]:
+    for run in runs:
+        for i in np.unique(np.linspace(0, run.sizes["time"] - 1, count).astype(int)):
+            yield run, int(i)
+
+
+def grid_error(model: LinearDensity, runs: Sequence[xr.Dataset]) -> float:
     """Mean relative l1 error on whole grids of some frames."""
     errors = []
-    for run in runs:
-        for i in np.unique(np.linspace(0, run.sizes["time"] - 1, frames).astype(int)):
-            truth = run["density"][int(i)].values.astype(float)
-            guess = model.density(atoms_of(run, int(i)), truth.shape)
-            errors.append(float(relative_l1(guess, truth)))
+    for run, i in _some_frames(runs):
+        truth = run["density"][i].values.astype(float)
+        guess = model.density(atoms_of(run, i), truth.shape)
+        errors.append(float(relative_l1(guess, truth)))
     return float(np.mean(errors))

@@ -14,6 +14,7 @@ from densitykit.training.linear import fit_linear_density
 
 BASES = {z: dict(counts=(3, 3, 2), start=0.6, ratio=2.0, radius=3.0) for z in ("1", "8")}
 SURROUNDINGS = dict(cutoff=3.5, n=4, l_max=2, channels=2, products=6)
+RECIPE = {"bases": BASES, "surroundings": SURROUNDINGS}
 GRID, EDGE = (12, 12, 12), 6.0
 
 
@@ -34,8 +35,8 @@ def model() -> LinearDensity:
 
     result = LinearDensity(BASES, SURROUNDINGS)
     _fit_features(result, configurations(12))
-    blocks = result.block_shapes(result.features(configurations(1)[0]))
-    count = sum(n * k for _, _, n, k in blocks)
+    blocks = result.blocks(configurations(1)[0])
+    count = sum(n * k for n, k in (b.shape for b in blocks))
     weights = torch.randn(count, generator=torch.Generator().manual_seed(0)).double()
     result.set_weights(weights, blocks)
     return result
@@ -78,7 +79,8 @@ def test_density_is_the_sum_of_the_functions() -> None:
     basis = GaussianBasis((4, 3, 2), 0.5, 1.8, radius=4.0)
     rng = np.random.default_rng(0)
     points, c = rng.normal(size=(50, 3)), rng.normal(size=basis.size)
-    np.testing.assert_allclose(basis.density(points, c), basis.values(points) @ c, rtol=1e-10)
+    sums = basis.density(points, basis.contract(c[None]))
+    np.testing.assert_allclose(sums[:, 0], basis.values(points) @ c, rtol=1e-10)
 
 
 def test_it_turns_shifts_and_permutes_with_the_atoms(model: LinearDensity) -> None:
@@ -126,7 +128,7 @@ def test_a_fit_finds_the_map_that_made_the_data(model: LinearDensity) -> None:
 
     train, held_out = run(0, 12), run(1, 3)
     options = {"points": 1500, "ridges": (1e-6, 1e-10), "progress": False}
-    fitted, card, rows = fit_linear_density([train], [held_out], BASES, SURROUNDINGS, **options)
+    fitted, card, rows = fit_linear_density([train], [held_out], RECIPE, **options)
     assert rows[-1]["validation_l1"] < 1e-3
     assert rows[-1]["validation_l1"] < rows[0]["validation_l1"]
     again = LinearDensity(**card)

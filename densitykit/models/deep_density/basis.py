@@ -12,12 +12,13 @@ and normalised to one on the sphere.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
 import sphericart
 from numpy.typing import NDArray
+from scipy.integrate import simpson
 from scipy.special import gamma
 
 __all__ = ["GaussianBasis", "coupling", "spherical_harmonics"]
@@ -122,22 +123,35 @@ class GaussianBasis:
             out[:, start:stop] = product.reshape(len(vectors), -1)
         return out
 
-    def density(self, vectors: Array, coefficients: Array) -> Array:
-        """Sum of the functions times coefficients (size,) at vectors (P, 3), shape (P,).
+    def contract(self, coefficients: Array) -> Array:
+        """Matrix (exponents, (l_max + 1)^2 x set) of sets of coefficients (set, size).
 
-        Sums over n come first: a point costs exponents x (l_max + 1)^2 multiplications.
+        Sums over n come first: a point then costs exponents x (l_max + 1)^2 multiplications.
         """
+        parts = [
+            np.einsum("na,snm->ams", t, coefficients[:, a:b].reshape(-1, len(t), 2 * l + 1))
+            for l, (t, (a, b)) in enumerate(
+                zip(self.transforms, pairwise(self.offsets), strict=True)
+            )
+        ]
+        return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+    def density(self, vectors: Array, matrix: Array) -> Array:
+        """Sums of the functions at vectors (P, 3), by the matrix of `contract`: (P, set)."""
         y, radial = self._parts(vectors)
-        contracted = np.concatenate(
-            [
-                t.T @ coefficients[a:b].reshape(len(t), 2 * l + 1)
-                for l, (t, (a, b)) in enumerate(
-                    zip(self.transforms, pairwise(self.offsets), strict=True)
-                )
-            ],
-            axis=1,
-        )
-        return np.einsum("pk,pk->p", radial @ contracted, y)
+        sums = (radial @ matrix.reshape(len(matrix), -1)).reshape(*y.shape, matrix.shape[2])
+        return np.einsum("pks,pk->ps", sums, y)
+
+    @cached_property
+    def integrals(self) -> Array:
+        """Integrals over space of the functions of l = 0, shape (n,)."""
+        r = np.linspace(0, self.radius, 4001)
+        radial = self.transforms[0] @ np.exp(-self.exponents[:, None] * r**2) * self._envelope(r)
+        return simpson(radial * r**2, x=r) * np.sqrt(4 * np.pi)  # Y_00 = 1 / sqrt(4 pi)
+
+    def electrons(self, coefficients: Array) -> float:
+        """Integral over space of a sum of functions, coefficients (size,)."""
+        return float(coefficients[: self.counts[0]] @ self.integrals)
 
     def _parts(self, vectors: Array) -> tuple[Array, Array]:
         """Solid harmonics (P, (l_max + 1)^2), and Gaussians times the envelope (P, exponents)."""

@@ -1,24 +1,29 @@
 r"""A linear, atom-centred, equivariant map from atoms to density.
 
-.. math:: \rho(r) = \sum_I \sum_{nlm} c^I_{nlm}\, \phi_{nlm}(r - R_I), \qquad
+.. math:: \rho(r) = \sum_I \Big[ \sum_n b^{s_I}_n\, \chi_n(|r - R_I|)
+   + \sum_{nlm} c^I_{nlm}\, \phi_{nlm}(r - R_I) \Big], \qquad
    c^I_{nlm} = \sum_k W^{s_I l}_{nk} F^{I}_{lmk} ,
 
 with functions :math:`\phi` of :mod:`densitykit.models.deep_density.basis` and features F of the
 surroundings (:mod:`densitykit.models.deep_density.features`), both of which turn with the atoms.
 So the map commutes with translations, rotations and permutations by construction, and its weights
-are the solution of one linear system (:mod:`densitykit.training.linear`). Every function has a
-finite reach: the cost is linear in atoms, and the map serves any cell. Deep Density (Zepeda-Nunez
-et al. 2019, eqs. 9 and 10) has the same form, with a network for each local density; expansions
-with linear coefficients are those of Grisafi et al. (2018, ACS Cent. Sci. 5, 57).
+are the solution of one linear system (:mod:`densitykit.training.linear`). The first sum, the
+*free atoms*, is there in condensed matter: it reaches far and carries all electrons, while what
+the surroundings change is neutral. Every function has a finite reach: the cost is linear in
+atoms, and the map serves any cell. Deep Density (Zepeda-Nunez et al. 2019, eqs. 9 and 10) has the
+same form, with a network for each local density; expansions with linear coefficients are those of
+Grisafi et al. (2018, ACS Cent. Sci. 5, 57).
 
-Lengths are in angstrom, densities in angstrom**-3.
+Each of the *members* was fitted without another part of the training set. Their spread, scaled on
+validation frames, estimates the error of a prediction (delete-a-group jackknife; Efron and Stein
+1981, Ann. Stat. 9, 586). Lengths are in angstrom, densities in angstrom**-3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +32,9 @@ from torch import Tensor, nn
 from densitykit.errors import WindowError
 from densitykit.models.deep_density.basis import GaussianBasis
 from densitykit.models.deep_density.features import Surroundings
+from densitykit.neighbours import neighbour_pairs
 
-__all__ = ["Atoms", "LinearDensity", "points_near"]
+__all__ = ["Atoms", "Block", "LinearDensity", "nearest_pairs", "points_near"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,21 @@ class Atoms:
         return self.cell if self.periodic else np.diag(np.ptp(self.positions, axis=0) + 50.0)
 
 
+class Block(NamedTuple):
+    """The functions of one l of one species: they share a matrix of weights (n, K)."""
+
+    name: str  #: of the weights
+    z: int
+    basis: GaussianBasis
+    l: int
+    features: Tensor  #: (atom, 2l + 1, K)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the weights."""
+        return self.basis.counts[self.l], self.features.shape[-1]
+
+
 class LinearDensity(nn.Module):
     """The map; see the module's docstring.
 
@@ -55,10 +76,18 @@ class LinearDensity(nn.Module):
         Atomic number to the arguments of `GaussianBasis`.
     surroundings
         Arguments of `Surroundings` but species and out_l_max.
+    free
+        Atomic number to the arguments of the `GaussianBasis` of a free atom, l = 0 only.
+    charges
+        Atomic number to valence electrons; predictions are scaled to hold as many.
     shapes
         Of the buffers, by name, as `state_dict` has them; None before a fit.
     nearest
-        Smallest distance of two atoms in training, angstrom.
+        Smallest distance in training of each pair of species, "1-8", angstrom.
+    spread
+        What the standard deviation of the members is multiplied by, to be that of an error.
+    expected
+        Mean estimate of the error (relative l1) on validation frames.
 
     Raises
     ------
@@ -70,12 +99,19 @@ class LinearDensity(nn.Module):
         self,
         bases: Mapping[str, Mapping[str, Any]],
         surroundings: Mapping[str, Any],
+        free: Mapping[str, Mapping[str, Any]] | None = None,
+        charges: Mapping[str, float] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
-        nearest: float = 0.0,
+        nearest: Mapping[str, float] | None = None,
+        spread: float = 1.0,
+        expected: float = 0.0,
     ) -> None:
         super().__init__()
-        self.species, self.nearest = sorted(int(z) for z in bases), nearest
-        self.bases = {int(z): GaussianBasis(**{**b}) for z, b in bases.items()}
+        self.species, self.nearest = sorted(int(z) for z in bases), dict(nearest or {})
+        self.bases = {int(z): GaussianBasis(**b) for z, b in bases.items()}
+        self.free = {int(z): GaussianBasis(**b) for z, b in (free or {}).items()}
+        self.charges = {int(z): float(q) for z, q in (charges or {}).items()}
+        self.spread, self.expected = spread, expected
         self.surroundings = nn.ModuleDict()
         for z in self.species:
             l_max = self.bases[z].l_max
@@ -86,61 +122,102 @@ class LinearDensity(nn.Module):
             module = self.get_submodule(owner)
             module.register_buffer(last, torch.zeros(tuple(shape), dtype=torch.float64))
 
-    def features(self, atoms: Atoms) -> dict[int, list[Tensor]]:
-        """Features of all atoms by species, for each l (atom, 2l + 1, K)."""
+    def blocks(self, atoms: Atoms) -> list[Block]:
+        """All functions of a configuration with their features, by species and l."""
         strange = sorted(set(atoms.numbers.tolist()) - set(self.species))
         if strange:
             raise WindowError(
                 f"atomic numbers {strange}, this map was trained on {self.species}; train one on "
                 "densities of these elements"
             )
-        out = {}
+        out = []
         for z in self.species:
             centres = np.flatnonzero(atoms.numbers == z)
-            if len(centres):
-                own = self.surroundings[str(z)]
-                inner = (atoms.positions, atoms.numbers, atoms.wide_cell, centres)
-                out[z] = own(own.expansion(*inner))
+            own = self.surroundings[str(z)]
+            inner = (atoms.positions, atoms.numbers, atoms.wide_cell, centres)
+            parts = own(own.expansion(*inner))
+            out += [Block(f"{z}_{l}", z, self.bases[z], l, f) for l, f in enumerate(parts)]
+            if z in self.free:
+                ones = torch.ones(len(centres), 1, 1, dtype=torch.float64)
+                out.append(Block(f"{z}_free", z, self.free[z], 0, ones))
         return out
 
-    def coefficients(self, atoms: Atoms) -> list[np.ndarray]:
-        """c of every atom, in the order of the atoms, shape (size of its basis,) each."""
-        out: list[np.ndarray] = [np.empty(0)] * len(atoms.numbers)
-        for z, features in self.features(atoms).items():
-            parts = [
-                torch.einsum("nk,imk->inm", getattr(self, f"weight_{z}_{l}"), f).flatten(1)
-                for l, f in enumerate(features)
-            ]
-            rows = torch.cat(parts, dim=1).numpy()
-            for i, row in zip(np.flatnonzero(atoms.numbers == z), rows, strict=True):
-                out[i] = row
+    def coefficients(self, atoms: Atoms, of: str = "weight") -> list[list[tuple]]:
+        """Bases and coefficients of every atom, in the order of the atoms.
+
+        ``of`` is "weight" or "member"; shapes are ([member,] size of the basis).
+        """
+        out: list[list[tuple]] = [[] for _ in atoms.numbers]
+        rows: dict[tuple[int, int], list[Tensor]] = {}
+        for block in self.blocks(atoms):
+            w = getattr(self, f"{of}_{block.name}")
+            part = torch.einsum("...nk,imk->i...nm", w, block.features).flatten(-2)
+            rows.setdefault((block.z, id(block.basis)), []).append(part)
+        for (z, key), parts in rows.items():
+            basis = next(b for b in (self.bases[z], self.free.get(z)) if id(b) == key)
+            whole = torch.cat(parts, dim=-1).numpy()
+            for i, c in zip(np.flatnonzero(atoms.numbers == z), whole, strict=True):
+                out[i].append((basis, c))
         return out
 
     @torch.no_grad()
     def density(self, atoms: Atoms, grid: tuple[int, ...]) -> np.ndarray:
-        """Density on a grid, shape (X, Y, Z); values of atoms add up where they overlap."""
-        total = np.zeros(int(np.prod(grid)))
-        for i, c in enumerate(self.coefficients(atoms)):
-            basis = self.bases[int(atoms.numbers[i])]
+        """Density on a grid, shape (X, Y, Z), angstrom**-3, with as many electrons as atoms have.
+
+        In a periodic cell the mean over the grid tells the number of electrons, for a molecule
+        the integrals of the functions, since grids cut its tails.
+        """
+        coefficients = self.coefficients(atoms)
+        rho = _sum_on_grid(coefficients, atoms, grid)[0]
+        if not self.charges:
+            return rho
+        n = sum(self.charges[int(z)] for z in atoms.numbers)
+        if atoms.periodic:
+            return rho * (n / (rho.mean() * abs(np.linalg.det(atoms.cell))))
+        return rho * (n / sum(b.electrons(c) for own in coefficients for b, c in own))
+
+    @torch.no_grad()
+    def uncertainty(self, atoms: Atoms, grid: tuple[int, ...]) -> np.ndarray:
+        """Estimated standard deviation of the error of `density`, (X, Y, Z), angstrom**-3."""
+        members = _sum_on_grid(self.coefficients(atoms, "member"), atoms, grid)
+        variance = ((members - members.mean(axis=0)) ** 2).sum(axis=0)
+        return self.spread * np.sqrt(variance * (len(members) - 1) / len(members))
+
+    def set_weights(self, flat: Tensor, blocks: Sequence[Block], of: str = "weight") -> None:
+        """Fill the weights from a vector ([member,] unknown), block after block."""
+        sizes = [n * k for n, k in (b.shape for b in blocks)]
+        for block, part in zip(blocks, flat.split(sizes, dim=-1), strict=True):
+            w = part.unflatten(-1, block.shape).clone()
+            self.register_buffer(f"{of}_{block.name}", w)
+
+
+def _sum_on_grid(
+    coefficients: Sequence[Sequence[tuple[GaussianBasis, np.ndarray]]],
+    atoms: Atoms,
+    grid: tuple[int, ...],
+) -> np.ndarray:
+    """Sum of the functions of all atoms, shape (set, X, Y, Z); a set of coefficients each."""
+    sets = len(np.atleast_2d(coefficients[0][0][1]))
+    total = np.zeros((sets, int(np.prod(grid))))
+    for i, own in enumerate(coefficients):
+        for basis, c in own:
+            matrix = basis.contract(np.atleast_2d(c))
             for index, vectors in points_near(atoms, i, basis.radius, grid):
-                np.add.at(total, index, basis.density(vectors, c))
-        return total.reshape(grid)
+                values = basis.density(vectors, matrix)
+                for row, column in zip(total, values.T, strict=True):
+                    np.add.at(row, index, column)  # a small cell meets a point more than once
+    return total.reshape(sets, *grid)
 
-    def block_shapes(
-        self, features: Mapping[int, list[Tensor]]
-    ) -> list[tuple[int, int, int, int]]:
-        """Blocks of the weights: species, l, functions n, features K."""
-        return [
-            (z, l, self.bases[z].counts[l], f.shape[-1])
-            for z, own in features.items()
-            for l, f in enumerate(own)
-        ]
 
-    def set_weights(self, flat: Tensor, blocks: Sequence[tuple[int, int, int, int]]) -> None:
-        """Fill the weights from one vector, block after block."""
-        sizes = [n * k for _, _, n, k in blocks]
-        for (z, l, n, k), part in zip(blocks, flat.split(sizes), strict=True):
-            self.register_buffer(f"weight_{z}_{l}", part.reshape(n, k).clone())
+def nearest_pairs(atoms: Atoms, reach: float = 3.0) -> dict[str, float]:
+    """Smallest distance of each pair of species, by "1-8", angstrom; those within reach."""
+    i, j, shift = neighbour_pairs(atoms.positions, atoms.wide_cell, reach, both_ways=True)
+    r = np.linalg.norm(atoms.positions[j] - atoms.positions[i] + shift @ atoms.wide_cell, axis=1)
+    pairs = np.sort(np.stack([atoms.numbers[i], atoms.numbers[j]], axis=1), axis=1)
+    return {
+        f"{a}-{b}": float(r[(pairs == (a, b)).all(axis=1)].min())
+        for a, b in np.unique(pairs, axis=0).tolist()
+    }
 
 
 def points_near(

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from densitykit.errors import ShapeError
-from densitykit.models.deep_density.linear import Atoms, LinearDensity
+from densitykit.models.deep_density.linear import Atoms, LinearDensity, nearest_pairs
 
 if TYPE_CHECKING:
     import ase
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["predict"]
 
 _VACUUM = 4.0  # angstrom around a molecule that comes without a box
+_CLOSE, _UNSURE = 0.95, 3.0  # times the nearest pair, and the error, of the training set
 
 
 def predict(
@@ -23,6 +24,7 @@ def predict(
     atoms: ase.Atoms,
     grid: tuple[int, ...] | None = None,
     spacing: float = 0.25,
+    uncertainty: bool = False,
 ) -> xr.Dataset:
     """Predict the density of a structure.
 
@@ -36,54 +38,85 @@ def predict(
         Numbers of points; by default as many even numbers as keep to the spacing.
     spacing
         Largest distance of grid points, angstrom.
+    uncertainty
+        Also estimate the error, which takes as long again for each member of the map.
 
     Returns
     -------
     xr.Dataset
-        One frame: density (time, x, y, z) in angstrom**-3, positions, numbers, cell, pbc. Its
-        attribute ``warning`` says what the map has not seen, if anything.
+        One frame: density (time, x, y, z) in angstrom**-3, positions, numbers, cell, pbc; with
+        ``uncertainty`` also the standard deviation of its error, and the attribute
+        ``expected_l1`` of the whole. Its attribute ``warning`` says what the map has not seen,
+        if anything.
 
     Raises
     ------
     WindowError
         An element that the map was not trained on.
     ShapeError
-        The structure holds no atoms, or the spacing is not positive.
+        The structure holds no atoms, is periodic along some axes only, or the spacing is not
+        positive.
     """
-    if not len(atoms) or not spacing > 0:
-        raise ShapeError(
-            f"{len(atoms)} atoms and a spacing of {spacing} angstrom give no density; give a "
-            "structure, and a positive spacing"
-        )
-    atoms = atoms.copy()
-    if atoms.cell.rank < 3:
-        atoms.center(vacuum=_VACUUM)
+    atoms = _boxed(atoms, spacing)
     cell = np.asarray(atoms.cell, float)
     if grid is None:
         grid = tuple(2 * int(np.ceil(x / spacing / 2)) for x in np.linalg.norm(cell, axis=1))
     inner = Atoms(atoms.positions, atoms.numbers, cell, bool(atoms.pbc.all()))
-    density = model.density(inner, grid)
-    warning = _strange(model, atoms)
+    axes, units = ("time", "x", "y", "z"), {"units": "angstrom**-3"}
+    fields = {"density": (axes, model.density(inner, grid)[None], units)}
+    warnings, attrs = _too_close(model, inner), {}
+    if uncertainty:
+        sigma = model.uncertainty(inner, grid)
+        fields["uncertainty"] = (axes, sigma[None], units)
+        mean_error = np.sqrt(2 / np.pi) * sigma.sum()  # of a normal error
+        attrs["expected_l1"] = float(mean_error / np.abs(fields["density"][1]).sum())
+        warnings += _unsure(model, attrs["expected_l1"])
     return xr.Dataset(
-        {
-            "density": (("time", "x", "y", "z"), density[None], {"units": "angstrom**-3"}),
+        fields
+        | {
             "positions": (("time", "atom", "cartesian"), atoms.positions[None]),
             "numbers": ("atom", atoms.numbers),
             "cell": (("vector", "cartesian"), cell, {"units": "angstrom"}),
             "pbc": ("cartesian", np.asarray(atoms.pbc)),
         },
         {"time": ("time", [0.0], {"units": "fs"})},
-        {"warning": warning} if warning else {},
+        attrs | ({"warning": "; ".join(warnings)} if warnings else {}),
     )
 
 
-def _strange(model: LinearDensity, atoms: ase.Atoms) -> str:
-    """Say what lies outside of the training set: atoms that are closer than any there."""
-    distances = atoms.get_all_distances(mic=True) + 1e3 * np.eye(len(atoms))
-    nearest = float(distances.min())
-    if nearest > 0.97 * model.nearest:
-        return ""
-    return (
-        f"two atoms are {nearest:.3f} angstrom apart; the map was trained on distances from "
-        f"{model.nearest:.3f} angstrom, and guesses here"
-    )
+def _boxed(atoms: ase.Atoms, spacing: float) -> ase.Atoms:
+    if not len(atoms) or not spacing > 0:
+        raise ShapeError(
+            f"{len(atoms)} atoms and a spacing of {spacing} angstrom give no density; give a "
+            "structure, and a positive spacing"
+        )
+    if atoms.pbc.any() and not atoms.pbc.all():
+        raise ShapeError(
+            f"a structure with pbc {atoms.pbc.tolist()} is periodic along some axes only; make it "
+            "a molecule in a box (pbc=False), or periodic along all"
+        )
+    atoms = atoms.copy()
+    if atoms.cell.rank < 3:
+        atoms.pbc = False
+        atoms.center(vacuum=_VACUUM)
+    return atoms
+
+
+def _too_close(model: LinearDensity, atoms: Atoms) -> list[str]:
+    """Say which species are closer than in any configuration of the training set."""
+    found = nearest_pairs(atoms)
+    return [
+        f"species {pair} come within {r:.2f} angstrom, in training within "
+        f"{model.nearest.get(pair, np.inf):.2f}; the map guesses there"
+        for pair, r in found.items()
+        if r < _CLOSE * model.nearest.get(pair, np.inf)
+    ]
+
+
+def _unsure(model: LinearDensity, expected: float) -> list[str]:
+    if expected < _UNSURE * model.expected:
+        return []
+    return [
+        f"the estimated error is {100 * expected:.2f} %, where it was "
+        f"{100 * model.expected:.2f} % on structures like those of training"
+    ]
