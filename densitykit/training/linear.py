@@ -160,7 +160,7 @@ def _nearest(frames: Sequence[Frame]) -> dict[str, float]:
 
 def _fit_features(model: LinearDensity, configurations: Sequence[Atoms]) -> None:
     """Principal components of the surroundings of each species over all configurations."""
-    for z in model.species:
+    for z in model.bases:
         own, parts = model.surroundings[str(z)], []
         for atoms in configurations:
             centres = np.flatnonzero(atoms.numbers == z)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ase
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
-from densitykit.errors import WindowError
+from densitykit.errors import ShapeError, WindowError
 from densitykit.models.deep_density.basis import GaussianBasis, coupling, spherical_harmonics
 from densitykit.models.deep_density.linear import Atoms, LinearDensity
+from densitykit.models.deep_density.predict import predict
 from densitykit.training.linear import fit_linear_density
 
 BASES = {z: dict(counts=(3, 3, 2), start=0.6, ratio=2.0, radius=3.0) for z in ("1", "8")}
@@ -113,20 +115,23 @@ def test_far_atoms_do_not_matter(model: LinearDensity) -> None:
     np.testing.assert_allclose(double[12:], single, atol=1e-9 * abs(single).max())
 
 
-def test_a_fit_finds_the_map_that_made_the_data(model: LinearDensity) -> None:
-    def run(seed: int, count: int) -> xr.Dataset:
-        frames = configurations(count, seed)
-        rho = np.stack([model.density(a, GRID) for a in frames])
-        return xr.Dataset(
-            {
-                "density": (("time", "x", "y", "z"), rho),
-                "positions": (("time", "atom", "cartesian"), [a.positions for a in frames]),
-                "numbers": ("atom", frames[0].numbers),
-                "cell": (("vector", "cartesian"), frames[0].cell),
-            }
-        )
+def run_of(model: LinearDensity, count: int, seed: int, **variables: object) -> xr.Dataset:
+    """Configurations with the densities that a map gives them."""
+    frames = configurations(count, seed)
+    rho = np.stack([model.density(a, GRID) for a in frames])
+    return xr.Dataset(
+        {
+            "density": (("time", "x", "y", "z"), rho),
+            "positions": (("time", "atom", "cartesian"), [a.positions for a in frames]),
+            "numbers": ("atom", frames[0].numbers),
+            "cell": (("vector", "cartesian"), frames[0].cell),
+            **variables,
+        }
+    )
 
-    train, held_out = run(0, 12), run(1, 3)
+
+def test_a_fit_finds_the_map_that_made_the_data(model: LinearDensity) -> None:
+    train, held_out = run_of(model, 12, 0), run_of(model, 3, 1)
     options = {"points": 1500, "ridges": (1e-6, 1e-10), "progress": False}
     fitted, card, rows = fit_linear_density([train], [held_out], RECIPE, **options)
     assert rows[-1]["validation_l1"] < 1e-3
@@ -142,3 +147,114 @@ def test_an_unknown_species_is_refused(model: LinearDensity) -> None:
     strange = Atoms(atoms.positions, np.array([8, 1, 1, 16]), atoms.cell)
     with pytest.raises(WindowError, match=r"\[16\].*\[1, 8\]"):
         model.density(strange, GRID)
+
+
+FREE = {z: dict(counts=(4,), start=0.2, ratio=2.0, radius=5.0) for z in ("1", "8")}
+CHARGES = {1: 1.0, 8: 6.0}
+
+
+@pytest.fixture(scope="module")
+def neutral() -> tuple[LinearDensity, xr.Dataset]:
+    """A map with free atoms, fitted to Gaussian clouds that the surroundings polarise."""
+    frames = configurations(14)
+    valence = np.array([CHARGES[z] for z in frames[0].numbers.tolist()])
+    run = xr.Dataset(
+        {
+            "density": (("time", "x", "y", "z"), np.stack([clouds(a, valence) for a in frames])),
+            "positions": (("time", "atom", "cartesian"), [a.positions for a in frames]),
+            "numbers": ("atom", frames[0].numbers),
+            "cell": (("vector", "cartesian"), frames[0].cell),
+            "valence_charge": ("atom", valence),
+        }
+    )
+    bases = {z: {**b, "neutral": True} for z, b in BASES.items()}
+    recipe = {"bases": bases, "surroundings": SURROUNDINGS, "free": FREE}
+    train, held_out = run.isel(time=slice(0, 11)), run.isel(time=slice(11, 14))
+    options = {"points": 1500, "ridges": (1e-5, 1e-7), "members": 3, "progress": False}
+    return fit_linear_density([train], [held_out], recipe, **options)[0], held_out
+
+
+def clouds(atoms: Atoms, valence: np.ndarray) -> np.ndarray:
+    """A Gaussian for each atom, moved a little towards its neighbours; sums to the valence."""
+    x = np.arange(GRID[0]) * EDGE / GRID[0]
+    points = np.stack(np.meshgrid(x, x, x, indexing="ij"), axis=-1)
+    total = np.zeros(GRID)
+    for i, charge in enumerate(valence):
+        away = atoms.positions - atoms.positions[i]
+        away -= EDGE * np.round(away / EDGE)
+        pull = (away * np.exp(-(away**2).sum(axis=1))[:, None]).sum(axis=0)
+        d = points - atoms.positions[i] - 0.2 * pull
+        d -= EDGE * np.round(d / EDGE)
+        cloud = np.exp(-1.2 * (d**2).sum(axis=-1))
+        total += charge * cloud / (cloud.sum() * (EDGE / GRID[0]) ** 3)
+    return total
+
+
+def test_free_atoms_hold_all_electrons_and_the_rest_is_neutral(
+    neutral: tuple[LinearDensity, xr.Dataset],
+) -> None:
+    model, _ = neutral
+    for z, charge in CHARGES.items():
+        weight = getattr(model, f"weight_{z}_free")[:, 0].numpy()
+        assert model.free[z].electrons(weight) == pytest.approx(charge, rel=1e-3)
+    own = model.coefficients(configurations(1, seed=8)[0])[0]
+    basis, c = next((b, c) for b, c in own if b is model.bases[8])
+    assert abs(basis.electrons(c)) < 1e-6
+
+
+def test_a_prediction_has_the_electrons_of_its_atoms(
+    neutral: tuple[LinearDensity, xr.Dataset],
+) -> None:
+    model, _ = neutral
+    atoms = configurations(1, seed=8)[0]
+    volume = abs(np.linalg.det(atoms.cell))
+    assert model.density(atoms, GRID).mean() * volume == pytest.approx(14, rel=1e-12)
+    alone = Atoms(atoms.positions, atoms.numbers, 20 * np.eye(3), periodic=False)
+    shifted = Atoms(alone.positions + 8, alone.numbers, alone.cell, periodic=False)
+    grid = (70, 70, 70)
+    assert model.density(shifted, grid).mean() * 20**3 == pytest.approx(14, rel=1e-3)
+
+
+def test_members_estimate_the_error(neutral: tuple[LinearDensity, xr.Dataset]) -> None:
+    """On configurations not seen; and the map is less sure where species have changed places."""
+    model, _ = neutral
+    frames = configurations(6, seed=4)
+    valence = np.array([CHARGES[z] for z in frames[0].numbers.tolist()])
+    error = sum(abs(model.density(a, GRID) - clouds(a, valence)).sum() for a in frames)
+    sigma = sum(model.uncertainty(a, GRID).sum() for a in frames)
+    assert 0.4 < error / (np.sqrt(2 / np.pi) * sigma) < 2.5
+    strange = Atoms(frames[0].positions, 9 - frames[0].numbers, frames[0].cell)
+    assert model.uncertainty(strange, GRID).sum() > 2 * sigma / len(frames)
+
+
+def test_prediction_of_a_structure_says_what_it_has_not_seen(
+    neutral: tuple[LinearDensity, xr.Dataset],
+) -> None:
+    model, _ = neutral
+    a = configurations(1, seed=8)[0]
+    structure = ase.Atoms(a.numbers, a.positions, cell=a.cell, pbc=True)
+    seen = predict(model, structure, grid=GRID, uncertainty=True)
+    assert "warning" not in seen.attrs
+    assert seen.attrs["expected_l1"] == pytest.approx(model.expected, rel=1.0)
+    assert (seen["uncertainty"] >= 0).all()
+    structure.positions[1] = structure.positions[0] + [0.4, 0, 0]
+    close = predict(model, structure, grid=GRID)
+    assert "1-8 come within 0.40" in close.attrs["warning"]
+    structure.pbc = (True, True, False)
+    with pytest.raises(ShapeError, match="some axes only"):
+        predict(model, structure)
+
+
+def test_superposition_is_a_map_of_free_atoms_alone(
+    neutral: tuple[LinearDensity, xr.Dataset],
+) -> None:
+    _, run = neutral
+    options = {"points": 1500, "ridges": (1e-9,), "members": 2, "progress": False}
+    recipe = {"bases": {}, "surroundings": SURROUNDINGS, "free": FREE}
+    model, card, _ = fit_linear_density([run], [run], recipe, **options)
+    assert {name.partition("_")[2] for name in model.state_dict()} == {"1_free", "8_free"}
+    atoms = configurations(1, seed=8)[0]
+    rho = model.density(atoms, GRID)
+    again = LinearDensity(**card)
+    again.load_state_dict(model.state_dict())
+    np.testing.assert_array_equal(again.density(atoms, GRID), rho)

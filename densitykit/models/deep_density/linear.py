@@ -77,7 +77,8 @@ class LinearDensity(nn.Module):
     surroundings
         Arguments of `Surroundings` but species and out_l_max.
     free
-        Atomic number to the arguments of the `GaussianBasis` of a free atom, l = 0 only.
+        Atomic number to the arguments of the `GaussianBasis` of a free atom, l = 0 only. Free
+        atoms without any of the bases are the superposition of atoms.
     charges
         Atomic number to valence electrons; predictions are scaled to hold as many.
     shapes
@@ -107,15 +108,15 @@ class LinearDensity(nn.Module):
         expected: float = 0.0,
     ) -> None:
         super().__init__()
-        self.species, self.nearest = sorted(int(z) for z in bases), dict(nearest or {})
+        self.species = sorted({int(z) for z in (*bases, *(free or {}))})
+        self.nearest = dict(nearest or {})
         self.bases = {int(z): GaussianBasis(**b) for z, b in bases.items()}
         self.free = {int(z): GaussianBasis(**b) for z, b in (free or {}).items()}
         self.charges = {int(z): float(q) for z, q in (charges or {}).items()}
         self.spread, self.expected = spread, expected
         self.surroundings = nn.ModuleDict()
-        for z in self.species:
-            l_max = self.bases[z].l_max
-            features = Surroundings(self.species, out_l_max=l_max, **surroundings)
+        for z, basis in self.bases.items():
+            features = Surroundings(self.species, out_l_max=basis.l_max, **surroundings)
             self.surroundings[str(z)] = features
         for name, shape in (shapes or {}).items():
             owner, _, last = name.rpartition(".")
@@ -133,11 +134,12 @@ class LinearDensity(nn.Module):
         out = []
         for z in self.species:
             centres = np.flatnonzero(atoms.numbers == z)
-            own = self.surroundings[str(z)]
-            inner = (atoms.positions, atoms.numbers, atoms.wide_cell, centres)
-            parts = own(own.expansion(*inner))
-            out += [Block(f"{z}_{l}", z, self.bases[z], l, f) for l, f in enumerate(parts)]
-            if z in self.free:
+            if z in self.bases and len(centres):
+                own = self.surroundings[str(z)]
+                inner = (atoms.positions, atoms.numbers, atoms.wide_cell, centres)
+                parts = own(own.expansion(*inner))
+                out += [Block(f"{z}_{l}", z, self.bases[z], l, f) for l, f in enumerate(parts)]
+            if z in self.free and len(centres):
                 ones = torch.ones(len(centres), 1, 1, dtype=torch.float64)
                 out.append(Block(f"{z}_free", z, self.free[z], 0, ones))
         return out
@@ -154,7 +156,7 @@ class LinearDensity(nn.Module):
             part = torch.einsum("...nk,imk->i...nm", w, block.features).flatten(-2)
             rows.setdefault((block.z, id(block.basis)), []).append(part)
         for (z, key), parts in rows.items():
-            basis = next(b for b in (self.bases[z], self.free.get(z)) if id(b) == key)
+            basis = next(b for b in (self.bases.get(z), self.free.get(z)) if id(b) == key)
             whole = torch.cat(parts, dim=-1).numpy()
             for i, c in zip(np.flatnonzero(atoms.numbers == z), whole, strict=True):
                 out[i].append((basis, c))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
-from densitykit.errors import ShapeError
+from densitykit.errors import CheckpointError, ShapeError
 from densitykit.models.deep_density.linear import Atoms, LinearDensity, nearest_pairs
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def predict(
     ------
     WindowError
         An element that the map was not trained on.
+    CheckpointError
+        The map cannot tell its uncertainty.
     ShapeError
         The structure holds no atoms, is periodic along some axes only, or the spacing is not
         positive.
@@ -65,6 +68,10 @@ def predict(
     axes, units = ("time", "x", "y", "z"), {"units": "angstrom**-3"}
     fields = {"density": (axes, model.density(inner, grid)[None], units)}
     warnings, attrs = _too_close(model, inner), {}
+    if uncertainty and not hasattr(model, "uncertainty"):
+        raise CheckpointError(
+            f"a {type(model).__name__} cannot tell its uncertainty; train a linear map for it"
+        )
     if uncertainty:
         sigma = model.uncertainty(inner, grid)
         fields["uncertainty"] = (axes, sigma[None], units)
@@ -104,12 +111,16 @@ def _boxed(atoms: ase.Atoms, spacing: float) -> ase.Atoms:
 
 def _too_close(model: LinearDensity, atoms: Atoms) -> list[str]:
     """Say which species are closer than in any configuration of the training set."""
-    found = nearest_pairs(atoms)
+    found, known = nearest_pairs(atoms), model.nearest
+    if not isinstance(known, Mapping):
+        known = dict.fromkeys(found, known)
     return [
         f"species {pair} come within {r:.2f} angstrom, in training within "
-        f"{model.nearest.get(pair, np.inf):.2f}; the map guesses there"
+        f"{known[pair]:.2f}; the map guesses there"
+        if pair in known
+        else f"species {pair} are {r:.2f} angstrom apart, in training never so near"
         for pair, r in found.items()
-        if r < _CLOSE * model.nearest.get(pair, np.inf)
+        if r < _CLOSE * known.get(pair, np.inf)
     ]
 
 
