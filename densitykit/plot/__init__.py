@@ -9,9 +9,10 @@ from typing import Any
 _HOMES = {
     "curves": "distribution_figure error_figure series_figure structure_factor_figure "
     "training_figure",
-    "slices": "comparison_figure film_figure panels_figure plane slice_figure",
+    "slices": "comparison_figure film_figure line panels_figure plane slice_figure",
     "theme": "PALETTE TEMPLATE TRUTH colour_range line_styles use_notebook_renderer",
-    "volume": "isosurface",
+    "runs": "difference",
+    "volume": "isosurface isosurface_film",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from densitykit.errors import ShapeError
 
-__all__ = ["Plane", "grid_plane", "lattice_plane"]
+__all__ = ["Plane", "grid_plane", "images_near", "lattice_plane", "values_at"]
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,13 @@ class Plane:
         self, numbers: NDArray[np.integer], positions: NDArray[np.float64], within: float
     ) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
         """Numbers, and coordinates (n, 2), of atoms and images `within` angstrom of the plane."""
-        inverse = np.linalg.inv(self.cell)
         corners = self.start + np.array([(0, 0), (1, 0), (0, 1), (1, 1)]) @ self.steps
-        reach = within * np.linalg.norm(inverse, axis=0)
-        low = np.floor(corners.min(axis=0) - reach - 1).astype(int)
-        high = np.ceil(corners.max(axis=0) + reach).astype(int)
-        images = np.array(list(product(*map(range, low, high + 1))))
-        s = (positions @ inverse) % 1 - self.start
-        x, y, far = ((s + images[:, None]) @ self.cell @ self.frame.T).reshape(-1, 3).T
+        images = images_near(positions, self.cell, corners, within) - self.start @ self.cell
+        x, y, far = (images @ self.frame.T).T
         wide, shear, tall = self.sides
         inside = abs(np.array([(x - y * shear / tall) / wide, y / tall]) - 0.5) < 0.5001
         near = inside.all(axis=0) & (abs(far) <= within)
-        return np.tile(numbers, len(images))[near], np.stack([x, y], axis=-1)[near]
+        return np.resize(numbers, len(images))[near], np.stack([x, y], axis=-1)[near]
 
     def picture(
         self, field: NDArray[np.floating], pixels: int, smooth: bool = True
@@ -137,6 +132,34 @@ class Plane:
         plane = np.zeros(2 * most + 1, complex)
         np.add.at(plane, tuple((pq + most).T), (waves * np.exp(2j * np.pi * k @ self.start)).T)
         return plane
+
+
+def images_near(
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    corners: NDArray[np.float64],
+    within: float,
+) -> NDArray[np.float64]:
+    """Images of all atoms in a box around corners (n, 3) in fractions; (k, 3) in angstrom.
+
+    The order of the atoms is repeated, k / N times.
+    """
+    inverse = np.linalg.inv(cell)
+    reach = within * np.linalg.norm(inverse, axis=0)
+    low = np.floor(corners.min(axis=0) - reach - 1).astype(int)
+    high = np.ceil(corners.max(axis=0) + reach).astype(int)
+    images = np.array(list(product(*map(range, low, high + 1))))
+    return (((positions @ inverse) % 1 + images[:, None]) @ cell).reshape(-1, 3)
+
+
+def values_at(field: NDArray[np.floating], s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The trigonometric polynomial of a field (X, Y, Z) at points (n, 3) in fractions."""
+    waves = _coefficients(field)
+    x, y, z = (
+        np.exp(2j * np.pi * np.outer(t, np.arange(n) - n // 2))
+        for t, n in zip(s.T, waves.shape, strict=True)
+    )
+    return np.einsum("nx,ny,nxy->n", x, y, np.einsum("xyz,nz->nxy", waves, z)).real
 
 
 def _coefficients(field: NDArray[np.floating]) -> NDArray[np.complex128]:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from densitykit.errors import ShapeError
 
-__all__ = ["Drawable", "Run", "as_run", "as_runs", "at_common_times"]
+__all__ = ["Drawable", "Run", "as_run", "as_runs", "at_common_times", "difference"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Run:
         Shape (3, 3) or (T, 3, 3), in angstrom, or None: lengths are then grid steps.
     numbers, positions
         Shapes (N,), and (T, N, 3) in angstrom, or None.
+    signed
+        Whether it is a difference of densities.
     """
 
     density: Any
@@ -37,6 +39,7 @@ class Run:
     cell: NDArray[np.floating] | None = None
     numbers: NDArray[np.integer] | None = None
     positions: Any = None
+    signed: bool = False
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -46,9 +49,20 @@ class Run:
     def unit(self) -> str:
         return "grid point" if self.cell is None else "Å"
 
+    @property
+    def kind(self) -> str:
+        return "Δρ" if self.signed else "ρ"
+
     def field(self, frame: int = 0) -> NDArray[np.floating]:
         """Density of one frame, shape (X, Y, Z)."""
         return np.asarray(self.density[frame])
+
+    def finite_field(self, frame: int = 0) -> NDArray[np.float64]:
+        """Density of one frame, which has neither NaN nor infinities, or ShapeError."""
+        field = self.field(frame).astype(float)
+        if not np.isfinite(field).all():
+            raise ShapeError("the density is not finite; draw a frame without NaN and infinities")
+        return field
 
     def cell_at(self, frame: int = 0) -> NDArray[np.float64]:
         """Lattice vectors of one frame; grid steps where they are unknown."""
@@ -75,6 +89,27 @@ class Run:
             moving["cell"] = self.cell
         frames = np.asarray(frames)
         return replace(self, **{k: v if v is None else v[frames] for k, v in moving.items()})
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """Frames less those of a reference, read where they are drawn."""
+
+    frames: Any
+    reference: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.frames.shape
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, key: Any) -> _Difference:
+        return _Difference(self.frames[key], self.reference[key])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.floating]:
+        return np.asarray(self.frames, float) - np.asarray(self.reference, float)
 
 
 #: a trajectory, or a density of shape (X, Y, Z) or (T, X, Y, Z) in angstrom**-3
@@ -146,10 +181,29 @@ def _lattice(cell: ArrayLike | None) -> NDArray[np.float64] | None:
     return cell
 
 
+def difference(density: Drawable, reference: Drawable) -> Run:
+    """A density less a reference, at the times of both, to be drawn by any figure.
+
+    Positive and negative values have colours of their own. The reference may be another run, a
+    rollout, or what atoms that know nothing of one another would have
+    (`models.nuclear.superposition.superposed`); one frame serves all.
+    """
+    run, base = as_run(density), as_run(reference, "reference")
+    if len(base.density) == 1:
+        base = replace(run, density=np.broadcast_to(base.field(), (len(run.density), *base.grid)))
+    both = at_common_times(as_runs({"density": run, "reference": base}))
+    run, base = both.values()
+    return replace(run, density=_Difference(run.density, base.density), signed=True)
+
+
 def as_runs(
-    drawn: Mapping[str, Drawable], cell: ArrayLike | None = None, times: ArrayLike | None = None
+    drawn: Drawable | Mapping[str, Drawable],
+    cell: ArrayLike | None = None,
+    times: ArrayLike | None = None,
 ) -> dict[str, Run]:
-    """Several densities on one grid; those without a cell take that of the first."""
+    """One density, named "", or several on one grid; those without a cell take the first one's."""
+    if not isinstance(drawn, Mapping) or isinstance(drawn, xr.Dataset):
+        drawn = {"": drawn}
     if not drawn:
         raise ShapeError("there is nothing to draw; pass at least one field")
     runs = {name: as_run(thing, name or "density", cell, times) for name, thing in drawn.items()}

@@ -20,17 +20,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from plotly.subplots import make_subplots
 
 from densitykit.errors import ShapeError
-from densitykit.plot.planes import Plane, grid_plane, lattice_plane
+from densitykit.plot.curves import series_figure
+from densitykit.plot.planes import Plane, grid_plane, images_near, lattice_plane, values_at
 from densitykit.plot.runs import Drawable, Run, as_run, as_runs, at_common_times
-from densitykit.plot.theme import TEMPLATE, colour_axis, film_controls, heading
+from densitykit.plot.theme import TEMPLATE, colour_axis, film_controls, heading, line_styles
 from densitykit.units import SYMBOLS
 
-__all__ = ["comparison_figure", "film_figure", "panels_figure", "plane", "slice_figure"]
+__all__ = ["comparison_figure", "film_figure", "line", "panels_figure", "plane", "slice_figure"]
 
 WITHIN = 0.5  # angstrom
 #: what changes from frame to frame
@@ -86,11 +86,65 @@ def plane(
     return _single(run, here, _Look(96, True, within), title)
 
 
+def line(
+    density: Drawable | Mapping[str, Drawable],
+    start: ArrayLike,
+    end: ArrayLike,
+    *,
+    cell: ArrayLike | None = None,
+    within: float = WITHIN,
+    title: str | None = None,
+) -> go.Figure:
+    """Draw a density, or several, along a straight line, by Fourier interpolation.
+
+    Parameters
+    ----------
+    start, end
+        Points in angstrom, inside the cell or not.
+    """
+    runs = as_runs(density, cell)
+    first, *_ = runs.values()
+    start, end, inverse = np.asarray(start), np.asarray(end), np.linalg.inv(first.cell_at())
+    length = np.linalg.norm(end - start) if start.shape == end.shape == (3,) else 0.0
+    if not 0 < length < np.inf:
+        raise ShapeError(f"no line from {start} to {end}; pass two points in {first.unit}")
+    ends = np.array([start, end])
+    x = np.linspace(0, length, 401)
+    s = (ends[0] + np.outer(x / length, ends[1] - ends[0])) @ inverse
+    curves = {name or "ρ": values_at(run.finite_field(), s) for name, run in runs.items()}
+    fig = series_figure(x, curves, f"{first.kind} (Å<sup>−3</sup>)", styles=line_styles(curves))
+    if first.atoms() is not None and within > 0:
+        numbers, positions = first.atoms()
+        r = images_near(positions, first.cell_at(), ends @ inverse, within) - ends[0]
+        along = r @ (ends[1] - ends[0]) / length
+        far = np.linalg.norm(r - np.outer(along / length, ends[1] - ends[0]), axis=1)
+        near = (far <= within) & (abs(along / length - 0.5) < 0.5001)
+        height = np.interp(along[near], x, next(iter(curves.values())))
+        fig.add_trace(_marks(along[near], height, np.resize(numbers, len(r))[near]))
+    spots = [", ".join(f"{c:.2f}" for c in point).replace("-", "−") for point in ends]
+    text = title or f"({spots[0]}) to ({spots[1]}) {first.unit}"
+    time = "" if first.times is None else f"t = {first.label()}"
+    fig.update_layout(heading(text, time, _nearby(first, within, "line")), width=760, margin_t=66)
+    fig.update_layout(showlegend=len(runs) > 1)
+    return fig.update_xaxes(title_text=f"distance ({first.unit})")
+
+
+def _marks(
+    x: NDArray[np.floating], y: NDArray[np.floating], numbers: NDArray[np.integer]
+) -> go.Scatter:
+    """Atoms with their symbols."""
+    circle = dict(size=17, color="rgba(255,255,255,0.85)", line=dict(color="#222", width=1))
+    marks = dict(mode="markers+text", marker=circle, textfont=dict(size=10, color="#222"))
+    marks |= dict(hoverinfo="skip", showlegend=False, cliponaxis=False)
+    x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
+    return go.Scatter(x=x, y=y, text=[SYMBOLS[n] for n in numbers], **marks)
+
+
 def _single(run: Run, here: Plane, look: _Look, title: str | None) -> go.Figure:
     panel = _panel(run, 0, here, look)
     time = "" if run.times is None else f"t = {run.label()}"
-    text = heading(title or here.title(run.unit), time, _nearby(run, look))
-    return _panels([[panel]], here, run, 380, **text, coloraxis=colour_axis(panel[0].z))
+    text = heading(title or here.title(run.unit), time, _nearby(run, look.within))
+    return _panels([[panel]], here, run, 380, **text, coloraxis=colour_axis(panel[0].z, run.kind))
 
 
 def comparison_figure(
@@ -118,7 +172,7 @@ def comparison_figure(
     error.update(z=abs(error.z), coloraxis="coloraxis2")
     bars = [
         colour_axis(np.stack([panel[0].z for panel in panels]), below=(0, 0.66)),
-        colour_axis(error.z, below=(0.675, 1), error=True),
+        colour_axis(error.z, "|error|", below=(0.675, 1)),
     ]
     if not error.z.any():
         bars[1]["cmax"] = 0.01 * (bars[0]["cmax"] - bars[0]["cmin"])
@@ -154,8 +208,8 @@ def panels_figure(
         raise ShapeError(f"picks {list(picks)}: choose frames of the run, which has {n}")
     here, look = grid_plane(first.grid, first.cell_at(), axis, index), _Look(48, smooth, within)
     rows = [[_panel(run, pick, here, look) for pick in picks] for run in runs.values()]
-    colours = colour_axis(np.stack([panel[0].z for panel in rows[0]]))
-    text = heading(here.title(first.unit), _nearby(first, look))
+    colours = colour_axis(np.stack([panel[0].z for panel in rows[0]]), first.kind)
+    text = heading(here.title(first.unit), _nearby(first, within))
     columns = [first.label(pick) for pick in picks]
     options = dict(rows=list(runs), columns=columns, coloraxis=colours)
     return _panels(rows, here, first, 240, **options, **text)
@@ -178,8 +232,7 @@ def film_figure(
     have in common, with the range of colours of the first. Longer ones than `max_frames` are
     shown with a stride.
     """
-    several = isinstance(density, Mapping) and not isinstance(density, xr.Dataset)
-    runs = at_common_times(as_runs(density if several else {"": density}, cell, times))
+    runs = at_common_times(as_runs(density, cell, times))
     first, *_ = runs.values()
     shown = range(0, len(first.density), -(-len(first.density) // max_frames))
     places = [grid_plane(first.grid, first.cell_at(frame), axis, index) for frame in shown]
@@ -188,8 +241,8 @@ def film_figure(
         [_panel(run, frame, place, look) for run in runs.values()]
         for frame, place in zip(shown, places, strict=True)
     ]
-    colours = colour_axis(np.concatenate([panels[0][0].z.ravel() for panels in films]))
-    text = heading(here.title(first.unit), _nearby(first, look))
+    colours = colour_axis(np.concatenate([panels[0][0].z.ravel() for panels in films]), first.kind)
+    text = heading(here.title(first.unit), _nearby(first, within))
     labels, words = [first.label(f).removesuffix(" fs") for f in shown], ("t = ", " fs")
     text |= film_controls(labels, *(words if first.times is not None else ()))
     options = dict(columns=list(runs), margin=dict(b=120), coloraxis=colours)
@@ -201,9 +254,9 @@ def film_figure(
     return fig.update(frames=films)
 
 
-def _nearby(run: Run, look: _Look) -> str:
-    there = run.atoms() is not None and look.within > 0
-    return f"atoms within {look.within:g} Å of the plane" if there else ""
+def _nearby(run: Run, within: float, what: str = "plane") -> str:
+    there = run.atoms() is not None and within > 0
+    return f"atoms within {within:g} Å of the {what}" if there else ""
 
 
 def _panel(run: Run, frame: int, here: Plane, look: _Look) -> list[Any]:
@@ -213,11 +266,7 @@ def _panel(run: Run, frame: int, here: Plane, look: _Look) -> list[Any]:
     if atoms is None or look.within <= 0:
         return traces
     numbers, places = here.project(*atoms, look.within)
-    x, y = places.T.astype(np.float32)
-    circle = dict(size=17, color="rgba(255,255,255,0.85)", line=dict(color="#222", width=1))
-    marks = dict(mode="markers+text", marker=circle, textfont=dict(size=10, color="#222"))
-    marks |= dict(hoverinfo="skip", showlegend=False, cliponaxis=False)
-    return [*traces, go.Scatter(x=x, y=y, text=[SYMBOLS[n] for n in numbers], **marks)]
+    return [*traces, _marks(*places.T, numbers)]
 
 
 def _heatmap(field: NDArray[np.floating], here: Plane, look: _Look, unit: str) -> go.Heatmap:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 TRUTH = "#333333"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 DENSITY_SCALE = "viridis"
+SIGNED_SCALE = ["#8a3d00", PALETTE[1], "#ffffff", PALETTE[0], "#00406b"]
 ERROR_SCALE = ["#ffffff", "#fdd0bc", "#fb8a6a", "#d92523", "#67000d"]
 _AXIS = dict(showline=True, linecolor="#777", ticks="outside", tickcolor="#777", ticklen=4)
 _AXIS |= dict(gridcolor="#e8e8e8", zeroline=False, exponentformat="power", title_standoff=8)
@@ -64,10 +65,16 @@ def colour_range(values: NDArray[np.floating], low: float | None = None) -> dict
 
 
 def colour_axis(
-    values: NDArray[np.floating], *, below: Sequence[float] | None = None, error: bool = False
+    values: NDArray[np.floating],
+    kind: str = "ρ",
+    *,
+    below: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Colour axis over the range of values; the bar is on the right, or below a span of x."""
-    title = "|error| (Å<sup>−3</sup>)" if error else "ρ (Å<sup>−3</sup>)"
+    """Colour axis over values of a `kind`, "ρ", "Δρ" of both signs, or "|error|" from 0 up.
+
+    The bar is on the right, or below a span of x.
+    """
+    title = f"{kind} (Å<sup>−3</sup>)"
     bar = dict(title_text=title, thickness=14, outlinewidth=0, exponentformat="power")
     if below is None:
         bar |= dict(x=1, xpad=16, ypad=0, len=1)
@@ -75,8 +82,12 @@ def colour_axis(
         span = below[1] - below[0]
         bar |= dict(orientation="h", x=sum(below) / 2, len=0.95 * span, xpad=0, nticks=6)
         bar |= dict(yref="container", y=0, yanchor="bottom", ypad=10, title_side="bottom")
-    scale = ERROR_SCALE if error else DENSITY_SCALE
-    return dict(colorscale=scale, colorbar=bar) | colour_range(values, 0.0 if error else None)
+    scale = {"Δρ": SIGNED_SCALE, "|error|": ERROR_SCALE}.get(kind, DENSITY_SCALE)
+    ends = colour_range(values, 0.0 if kind == "|error|" else None)
+    if kind == "Δρ":
+        most = max(map(abs, ends.values()))
+        ends = dict(cmin=-most, cmax=most)
+    return dict(colorscale=scale, colorbar=bar) | ends
 
 
 def heading(title: str, *below: str) -> dict[str, Any]:

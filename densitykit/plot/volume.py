@@ -1,118 +1,240 @@
-"""Densities in space: surfaces of equal density, atoms, bonds, the edges of the cell."""
+"""Densities in space: surfaces of equal density, atoms with their bonds, the edges of the cell.
+
+Surfaces are found here, and closed where they leave the cell. Meshes take a tenth of the page that
+whole grids would; what is still too large is drawn on fewer points, Fourier resampled.
+`densitykit.plot.slices` says what figures take.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import permutations, product
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
-from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+from scipy.ndimage import map_coordinates
+from scipy.spatial import ConvexHull
 
 from densitykit.errors import ShapeError
 from densitykit.fields import resample
-from densitykit.plot.runs import Drawable, as_runs
-from densitykit.plot.theme import DENSITY_SCALE, PALETTE, TEMPLATE, TRUTH, heading
+from densitykit.neighbours import neighbour_pairs
+from densitykit.plot.runs import Drawable, Run, as_runs, at_common_times
+from densitykit.plot.theme import PALETTE, TEMPLATE, film_controls, heading
 from densitykit.units import SYMBOLS
 
-__all__ = ["contour", "isosurface"]
+__all__ = ["Space", "contour", "isosurface", "isosurface_film"]
 
-#: covalent radii in angstrom of the elements that are drawn with bonds (Cordero et al. 2008)
-_RADII = {1: 0.31, 5: 0.84, 6: 0.76, 7: 0.71, 8: 0.66, 9: 0.57, 14: 1.11, 15: 1.07, 16: 1.05}
-_RADII |= {17: 1.02, 34: 1.20, 35: 1.20, 53: 1.39}
+#: colours of Jmol, and covalent radii in pm (Cordero et al. 2008), both as in ASE, up to Ba
+_COLOURS = """
+    ff0000 e6e6e6 d9ffff cc80ff c2ff00 ffb5b5 909090 3050f8 ff0d0d 90e050 b3e3f5 ab5cf2 8aff00
+    bfa6a6 f0c8a0 ff8000 ffff30 1ff01f 80d1e3 8f40d4 3dff00 e6e6e6 bfc2c7 a6a6ab 8a99c7 9c7ac7
+    e06633 f090a0 50d050 c88033 7d80b0 c28f8f 668f8f bd80e3 ffa100 a62929 5cb8d1 702eb0 00ff00
+    94ffff 94e0e0 73c2c9 54b5b5 3b9e9e 248f8f 0a7d8c 006985 c0c0c0 ffd98f a67573 668080 9e63b5
+    d47a00 940094 429eb0 57178f 00c900
+""".split()
+_RADII = """
+    20 31 28 128 96 84 76 71 66 57 58 166 141 121 111 107 105 102 106 203 176 170 160 153 139 139
+    132 126 124 132 122 122 120 119 120 120 116 220 195 190 175 164 154 147 146 142 139 145 144
+    142 139 139 138 139 140 244 215
+""".split()
+_NON_METALS = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 33, 34, 35, 52, 53)
 _CORNERS = np.array(list(product((0, 1), repeat=3)))
-#: six tetrahedra that share the diagonal of a cube: their corners, shape (6, 4, 3)
-_TETRAHEDRA = np.array([np.tri(4, 3, -1, dtype=int)[:, p] for p in permutations(range(3))])
-#: edges (above, below) that cut out triangles, by the number of corners above the level
-_CUTS = {1: [(0, 1), (0, 2), (0, 3)], 3: [(0, 3), (1, 3), (2, 3)]}
-_CUTS |= {2: [(0, 2), (0, 3), (1, 3), (0, 2), (1, 3), (1, 2)]}
+_LIGHT = dict(x=-3e4, y=6e4, z=-8e4)  # as the camera sees it: from the upper left, in front
+_BYTES = 450_000  # of meshes in a page
+
+
+class Space(NamedTuple):
+    """How frames are drawn: surfaces of `levels`, found on `points` along the longest axis.
+
+    Where there are no levels, there is one for each of the `shares`, see `isosurface`. Atoms are
+    meshes of `corners` in all; 0 leaves discs of fixed size.
+    """
+
+    levels: ArrayLike | None
+    atoms: bool
+    repeat: tuple[int, ...]
+    points: int
+    shares: tuple[float, ...] = (0.2, 0.6)
+    corners: int = 2500
+
+    def grid(self, run: Run) -> tuple[int, ...]:
+        """Points on which surfaces are found, never more than twice those of the density."""
+        factor = min(2, self.points / max(run.grid))
+        return tuple(max(round(factor * n), 4) for n in run.grid)
+
+    def traces(self, run: Run, frame: int = 0) -> list[Any]:
+        """Atoms, bonds, edges, and surfaces: as many traces for each frame of a run."""
+        cell, field = run.cell_at(frame), resample(run.finite_field(frame), self.grid(run))
+        tiled = np.pad(np.tile(field, self.repeat), (0, 1), mode="wrap")
+        traces = _atoms(run, frame, self) if self.atoms and run.atoms(frame) else []
+        traces.append(_line(_edges(self.repeat) @ cell, "#888", 2))
+        for level in self.levels[np.argsort(-abs(self.levels))]:
+            # browsers blend in this order: the inner surfaces first
+            look = _look(self.levels, level)
+            sign = 1 if level > 0 or not run.signed else -1
+            points, triangles = contour(sign * tiled, sign * level, closed=look["opacity"] == 1)
+            name = f"{level:.3g}".replace("-", "−") + " Å<sup>−3</sup>"
+            traces.append(_mesh(points / field.shape @ cell, triangles, name, **look))
+        return traces
 
 
 def isosurface(
-    density: Drawable,
-    levels: Sequence[float] | None = None,
+    density: Drawable | Mapping[str, Drawable],
+    levels: ArrayLike | None = None,
     *,
-    reference: Drawable | None = None,
     cell: ArrayLike | None = None,
     atoms: bool = True,
+    repeat: Sequence[int] = (1, 1, 1),
     points: int = 48,
     title: str | None = None,
 ) -> go.Figure:
-    """Draw surfaces of equal density in space, with atoms and cell; of a run, its first frame.
+    """Draw surfaces of equal density in space, with atoms and cell; of runs, their first frames.
 
     Parameters
     ----------
     density, cell
-        As in `densitykit.plot.slices`.
+        As in `densitykit.plot.slices`; several densities are drawn side by side.
     levels
-        In angstrom**-3. Default: those that enclose 30 % and 70 % of the electrons; of a
-        difference, 20 % and 50 % of its largest value, of both signs.
-    reference
-        Draws the difference from this density: more in blue, less in orange.
+        In angstrom**-3. Default: those that enclose 20 % and 60 % of the electrons of the first
+        density; of a difference, 50 % and 20 % of its largest value, of both signs.
+    repeat
+        Cells to draw along each lattice vector.
     points
-        Finer grids are Fourier resampled to this number of points along an axis, and the title
-        says so. The page grows with its square: 1 MB or so for 24.
+        Surfaces are found on at most that many points along the longest edge of a cell, and on
+        fewer where the page would pass 0.5 MB. The title says so where the density has more.
 
     Raises
     ------
     ShapeError
-        Values that are not finite, unlike grids, or levels that the density does not reach.
+        Values that are not finite, unlike grids, or levels that the first density does not reach.
     """
-    both = {"density": density} | ({} if reference is None else {"reference": reference})
-    run, *others = as_runs(both, cell).values()
-    field = run.field().astype(float) - sum(other.field() for other in others)
-    if not np.isfinite(field).all():
-        raise ShapeError("the density is not finite; draw a frame without NaN and infinities")
-    grid = tuple(int(np.clip(n, min(24, points), points)) for n in run.grid)
-    field, signed = resample(field, grid), reference is not None
-    levels = np.sort(_levels(field, signed) if levels is None else levels)
-    order = np.argsort(-abs(levels))  # browsers blend traces in this order: the inner ones first
-    surfaces = [
-        _surface(field, levels[i], run.cell_at(), **_look(levels, i, signed)) for i in order
-    ]
-    traces = [_line(_edges(run.cell_at()), "#777", 2), *surfaces]
-    if atoms and run.atoms() is not None:
-        traces = [*_balls(*_inside(*run.atoms(), run.cell_at())), *traces]
-    sizes = [" × ".join(map(str, shape)) for shape in (grid, run.grid)]
-    fewer = f"drawn on {sizes[0]} of {sizes[1]} points" if np.less(grid, run.grid).any() else ""
-    time = "" if run.times is None else f"t = {run.label()}"
-    text = heading(title or ("Difference of densities" if signed else "Density"), time, fewer)
-    extent = np.ptp(_CORNERS @ run.cell_at(), axis=0)
-    eye = 0.48 * np.linalg.norm(extent) / np.prod(extent) ** (1 / 3) * np.array([0.6, -0.7, 0.37])
-    camera = dict(eye=dict(zip("xyz", eye, strict=True)), projection_type="orthographic")
-    axes = {f"{x}axis_visible": False for x in "xyz"}
-    scene = dict(**axes, aspectmode="data", camera=camera)
-    layout = dict(template=TEMPLATE, scene=scene, width=760, height=540, legend_y=0.95)
-    return go.Figure(traces, layout | text | dict(margin=dict(l=10, r=10, t=60, b=10)))
+    space = Space(levels, atoms, tuple(repeat), points)
+    return _figure(as_runs(density, cell), [0], space, title)
 
 
-def _levels(field: NDArray[np.float64], signed: bool) -> NDArray[np.float64]:
-    if signed:
-        return np.array([-0.5, -0.2, 0.2, 0.5]) * (abs(field).max() or 1.0)
+def isosurface_film(
+    density: Drawable | Mapping[str, Drawable],
+    levels: ArrayLike | None = None,
+    *,
+    cell: ArrayLike | None = None,
+    times: ArrayLike | None = None,
+    atoms: bool = True,
+    repeat: Sequence[int] = (1, 1, 1),
+    points: int = 24,
+    max_frames: int = 10,
+    title: str | None = None,
+) -> go.Figure:
+    """Animate `isosurface`, with slider and play button; works in saved pages, without a kernel.
+
+    Runs are shown at times that they have in common, with the levels of the first frame (default:
+    one, around 20 % of the electrons), and longer ones than `max_frames` with a stride. Fewer
+    frames leave more points to each.
+    """
+    runs = at_common_times(as_runs(density, cell, times))
+    first, *_ = runs.values()
+    shown = range(0, len(first.density), -(-len(first.density) // max_frames))
+    space = Space(levels, atoms, tuple(repeat), points, (0.2,), corners=0)
+    fig = _figure(runs, shown, space, title)
+    labels, words = [first.label(n).removesuffix(" fs") for n in shown], ("t = ", " fs")
+    controls = film_controls(labels, *(words if first.times is not None else ()))
+    return fig.update_layout(controls | dict(height=560, margin_b=90))
+
+
+def _figure(
+    runs: Mapping[str, Run], shown: Sequence[int], space: Space, title: str | None
+) -> go.Figure:
+    """Scenes of the first of the frames, and all frames of a film."""
+    first, *_ = runs.values()
+    if len(space.repeat) != 3 or min(space.repeat) < 1 or space.points < 4:
+        problem = f"repeat={space.repeat}, points={space.points}"
+        raise ShapeError(f"{problem}; pass three numbers of cells, and 4 points or more")
+    space = space._replace(levels=_levels(first, shown[0], space))
+    while True:
+        films = [[space.traces(run, n) for run in runs.values()] for n in shown]
+        parts = [trace for film in films for panel in film for trace in panel]
+        size = 4 / 3 * sum(t[key].nbytes for t in parts for key in "xyzijk" if key in t)
+        if size <= _BYTES or space.points <= 8:
+            break
+        less = min(0.9, (0.9 * _BYTES / size) ** 0.5)  # a surface has points squared
+        space = space._replace(points=max(8, int(less * space.points)))
+    fewer = " × ".join(map(str, space.grid(first)))
+    few = f"drawn on {fewer} of {' × '.join(map(str, first.grid))} points"
+    few = few if np.less(space.grid(first), first.grid).any() else ""
+    time = f"t = {first.label(shown[0])}" if len(shown) == 1 and first.times is not None else ""
+    text = heading(title or ("Difference of densities" if first.signed else "Density"), time, few)
+    fig = scenes([films[0]], first, space, columns=list(runs)).update_layout(text)
+    if len(shown) > 1:
+        for number, film in enumerate(films):
+            data = [_moving(trace) for panel in film for trace in panel]
+            films[number] = go.Frame(name=str(number), data=data, traces=list(range(len(data))))
+        fig.frames = films
+    return fig
+
+
+def scenes(
+    panels: Sequence[Sequence[Sequence[Any]]],
+    run: Run,
+    space: Space,
+    columns: Sequence[str] = ("",),
+) -> go.Figure:
+    """Scenes in rows and columns, all seen from one place, with one legend."""
+    n = len(panels), len(panels[0])
+    specs = [[dict(type="scene")] * n[1]] * n[0]
+    options = dict(specs=specs, horizontal_spacing=0.01, vertical_spacing=0.01)
+    fig = make_subplots(*n, column_titles=list(columns), **options)
+    for row, column in np.ndindex(n):
+        fig.add_traces(panels[row][column], row + 1, column + 1)
+        fig.update_traces(row=row + 1, col=column + 1, showlegend=row + column == 0)
+    fig.update_traces(selector=dict(type="scatter3d", mode="lines"), showlegend=False)
+    fig.update_scenes(**view(run, space))
+    margin = dict(l=10, r=10, t=95 if any(columns) else 60, b=10)
+    legend = dict(x=0, y=1, yanchor="top", bgcolor="rgba(255,255,255,0.7)")
+    width = min(1100, 640 if n[1] == 1 else 480 * n[1])
+    return fig.update_layout(
+        template=TEMPLATE, width=width, height=540, margin=margin, legend=legend
+    )
+
+
+def view(run: Run, space: Space) -> dict[str, Any]:
+    """Layout of a scene: no axes, from above and the right, the whole cell in sight."""
+    corners = _CORNERS * space.repeat @ run.cell_at()
+    low, high = corners.min(axis=0) - 0.6, corners.max(axis=0) + 0.6  # room for atoms on faces
+    ratio = dict(zip("xyz", 2.6 * (high - low) / np.linalg.norm(high - low), strict=True))
+    camera = dict(eye=dict(x=1.5, y=-1.8, z=0.9), projection_type="orthographic")
+    ends = zip("xyz", low, high, strict=True)
+    axes = {f"{x}axis": dict(visible=False, range=[a, b]) for x, a, b in ends}
+    return dict(**axes, aspectmode="manual", aspectratio=ratio, camera=camera)
+
+
+def _moving(trace: go.Mesh3d | go.Scatter3d) -> go.Mesh3d | go.Scatter3d:
+    """What changes from frame to frame."""
+    return type(trace)(**{key: trace[key] for key in "xyzijk" if key in trace})
+
+
+def _levels(run: Run, frame: int, space: Space) -> NDArray[np.float64]:
+    """Levels in rising order, which the field reaches; default levels where there are none."""
+    field = resample(run.finite_field(frame), space.grid(run))
+    if space.levels is not None:
+        levels = np.sort(np.atleast_1d(np.asarray(space.levels, float)))
+        if not (levels.size and field.min() < levels[0] and levels[-1] < field.max()):
+            ends = f"{field.min():.3g} to {field.max():.3g}"
+            raise ShapeError(f"no point has the level {levels}; choose from {ends} per Å³")
+        return levels
+    if run.signed:
+        sizes = (abs(field).max() or 1.0) * np.array([0.2, 0.5][-len(space.shares) :])
+        return np.array([*-sizes[::-1], *sizes])
     falling = np.sort(field, axis=None)[::-1]
-    return falling[np.searchsorted(np.cumsum(falling) / falling.sum(), [0.7, 0.3])]
+    return falling[np.searchsorted(np.cumsum(falling) / falling.sum(), space.shares[::-1])]
 
 
-def _look(levels: NDArray[np.float64], i: int, signed: bool) -> dict[str, Any]:
-    """Colour and opacity of a surface: the outer the lighter."""
-    inner = np.ptp(abs(levels)) == 0 or (abs(levels[i]) - abs(levels).min()) / np.ptp(abs(levels))
-    (colour,) = sample_colorscale(DENSITY_SCALE, [0.35 + 0.5 * float(inner)])
-    if signed:
-        colour = PALETTE[0] if levels[i] > 0 else PALETTE[1]
-    return dict(color=colour, opacity=0.3 + 0.7 * float(inner))
-
-
-def _surface(
-    field: NDArray[np.float64], level: float, cell: NDArray[np.float64], **look: Any
-) -> go.Mesh3d:
-    if not field.min() < level < field.max():
-        ends = f"{field.min():.3g} to {field.max():.3g}"
-        raise ShapeError(f"no point has the level {level:g}; choose from {ends} per Å³")
-    points, triangles = contour(np.pad(field, (0, 1), mode="wrap"), level)
-    name = f"{level:.3g}".replace("-", "−") + " Å<sup>−3</sup>"
-    return _mesh(points / field.shape @ cell, triangles, name, **look)
+def _look(levels: NDArray[np.float64], level: float) -> dict[str, Any]:
+    """Colour by sign, and opacity: the outer the lighter."""
+    sizes = abs(levels)
+    inner = 1.0 if np.ptp(sizes) == 0 else float((abs(level) - sizes.min()) / np.ptp(sizes))
+    return dict(color=PALETTE[0] if level > 0 else PALETTE[1], opacity=0.2 + 0.8 * inner)
 
 
 def _mesh(
@@ -121,27 +243,35 @@ def _mesh(
     corners = dict(zip("xyz", points.T.astype(np.float32), strict=True))
     size = np.uint16 if len(points) < 2**16 else np.int32
     corners |= dict(zip("ijk", triangles.T.astype(size), strict=True))
-    light = dict(ambient=0.55, diffuse=0.7, specular=0.15, roughness=0.6)
+    light = dict(ambient=0.55, diffuse=0.85, specular=0.1, roughness=0.5, facenormalsepsilon=0)
     look |= dict(name=name, hoverinfo="name", showlegend=True, lighting=light)
-    return go.Mesh3d(**corners, **look)
+    return go.Mesh3d(**corners, **look, lightposition=_LIGHT)
 
 
 def _line(points: NDArray[np.float64], colour: str, width: float) -> go.Scatter3d:
     """Separate strokes, shape (n, 2, 3)."""
     path = np.pad(points, ((0, 0), (0, 1), (0, 0)), constant_values=np.nan).reshape(-1, 3)
+    path = dict(zip("xyz", path.T.astype(np.float32), strict=True))
     look = dict(mode="lines", line=dict(color=colour, width=width), hoverinfo="skip")
-    return go.Scatter3d(**dict(zip("xyz", path.T, strict=True)), **look, showlegend=False)
+    return go.Scatter3d(**path, **look, showlegend=False)
 
 
-def _edges(cell: NDArray[np.float64]) -> NDArray[np.float64]:
+def _edges(repeat: tuple[int, ...]) -> NDArray[np.integer]:
+    """Edges of repeated cells, in lattice vectors, shape (n, 2, 3)."""
     pairs = np.array([(a, b) for a in _CORNERS for b in _CORNERS if (b - a).min() == 0])
-    return pairs[(pairs[:, 1] - pairs[:, 0]).sum(axis=1) == 1] @ cell
+    pairs = pairs[(pairs[:, 1] - pairs[:, 0]).sum(axis=1) == 1]
+    images = np.array(list(product(*map(range, repeat))))
+    return np.unique((pairs + images[:, None, None]).reshape(-1, 2, 3), axis=0)
 
 
 def contour(
-    values: NDArray[np.floating], level: float
+    values: NDArray[np.floating], level: float, closed: bool = True
 ) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
-    """Surface of one level of values (X, Y, Z), by marching tetrahedra.
+    """Surface around all values (X, Y, Z) above a level, closed on the faces of the box, or open.
+
+    Surface nets (Gibson 1998): a point in each cube that the surface crosses, in the mean of where
+    its edges do; four cubes around an edge make two triangles. Inside the box a step of Newton on
+    a cubic spline brings points to the level.
 
     Returns
     -------
@@ -149,48 +279,84 @@ def contour(
         Points (n, 3) in grid steps, and triangles (m, 3) of them, whose normals point to where
         the values are lower.
     """
-    flat, at = values.ravel(), np.stack(np.indices(values.shape), axis=-1).reshape(-1, 3)
-    strides = np.cumprod([1, *values.shape[:0:-1]])[::-1]
-    first = np.arange(values.size).reshape(values.shape)[:-1, :-1, :-1].ravel()
-    tetrahedra = (first[:, None, None] + _TETRAHEDRA @ strides).reshape(-1, 4)
-    above = flat[tetrahedra] > level
-    order = np.argsort(~above, axis=1, kind="stable")  # the corners above the level first
-    tetrahedra, count = np.take_along_axis(tetrahedra, order, axis=1), above.sum(axis=1)
-    edges = [tetrahedra[count == n][:, cuts].reshape(-1, 3, 2) for n, cuts in _CUTS.items()]
-    edges = np.concatenate(edges)
-    keys, triangles = np.unique(edges @ [values.size, 1], return_inverse=True)
-    high, low = divmod(keys, values.size)
-    part = ((flat[high] - level) / (flat[high] - flat[low]))[:, None]
-    points, triangles = at[high] + part * (at[low] - at[high]), triangles.reshape(-1, 3)
-    a, b, c = np.moveaxis(points[triangles], 1, 0)
-    down = (at[edges[..., 1]] - at[edges[..., 0]]).sum(axis=1)
-    wrong = np.sum(np.cross(b - a, c - a) * down, axis=1) < 0
-    triangles[wrong] = triangles[wrong][:, ::-1]
-    return points, triangles
+    above = np.pad(values > level, 1, mode="constant" if closed else "edge")
+    flat = np.minimum(np.pad(values, 1, mode="edge"), np.where(above, np.inf, level)).ravel()
+    strides = np.cumprod([1, *above.shape[:0:-1]])[::-1]
+    crossings, cubes = [], []
+    for axis in range(3):
+        edges = np.argwhere(np.diff(above, axis=axis))
+        if not closed:
+            edges = edges[((edges > 0) & (edges <= values.shape)).all(axis=1)]
+        low = edges @ strides
+        start, end = flat[low], flat[low + strides[axis]]
+        crossings.append(edges + ((level - start) / (end - start))[:, None] * np.eye(3)[axis])
+        p, q = strides[axis - 2], strides[axis - 1]
+        around = low[:, None] - [0, p, p + q, q]
+        cubes.append(np.where((start > end)[:, None], around, around[:, ::-1]))
+    crossings, cubes = np.concatenate(crossings), np.concatenate(cubes)
+    _, corners, counts = np.unique(cubes, return_inverse=True, return_counts=True)
+    corners = corners.reshape(-1, 4)
+    sums = [np.bincount(corners.ravel(), np.repeat(x, 4)) for x in crossings.T]
+    points = np.stack(sums, axis=-1) / counts[:, None] - 1
+    last = np.array(values.shape) - 1
+    free = ((points > 0) & (points < last)).all(axis=1)
+    at, slopes = points[free].T, np.gradient(values)
+    slope = np.stack([map_coordinates(x, at, order=1) for x in slopes], axis=-1)
+    step = (level - map_coordinates(values, at, mode="nearest"))[:, None] * slope
+    points[free] += np.clip(step / np.maximum((slope**2).sum(axis=1), 1e-300)[:, None], -0.3, 0.3)
+    points = np.clip(points, 0, last)
+    return points, corners[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3)
 
 
-def _inside(
-    numbers: NDArray[np.integer], positions: NDArray[np.float64], cell: NDArray[np.float64]
-) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
-    """Atoms inside the cell, with the images of those on its faces."""
+def _ball(n: int) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
+    """Sphere of radius 1 of n points on a spiral."""
+    turn = np.arange(n) + 0.5
+    z, angle = 1 - 2 * turn / n, np.pi * (1 + 5**0.5) * turn
+    points = np.stack([np.cos(angle), np.sin(angle), z], axis=-1)
+    points[:, :2] *= np.sqrt(1 - z**2)[:, None]
+    faces = ConvexHull(points).simplices
+    inward = np.linalg.det(points[faces]) < 0
+    return points, np.where(inward[:, None], faces[:, ::-1], faces)
+
+
+def _spheres(
+    centres: NDArray[np.float64], radius: float, name: str, colour: str, space: Space, n: int
+) -> go.Mesh3d | go.Scatter3d:
+    """Spheres of one species; there are n of all."""
+    if not space.corners:
+        marker = dict(size=36 * radius, color=colour, line=dict(color="#444", width=1), opacity=1)
+        places = dict(zip("xyz", centres.T.astype(np.float32), strict=True))
+        look = dict(name=name, hoverinfo="name", showlegend=True)
+        return go.Scatter3d(**places, mode="markers", marker=marker, **look)
+    ball, faces = _ball(int(np.clip(space.corners // n, 24, 150)))
+    points = (centres[:, None] + radius * ball).reshape(-1, 3)
+    triangles = faces + len(ball) * np.arange(len(centres))[:, None, None]
+    return _mesh(points, triangles.reshape(-1, 3), name, color=colour)
+
+
+def _atoms(run: Run, frame: int, space: Space) -> list[Any]:
+    """Spheres for each species, and halves of bonds between non-metals.
+
+    Images of atoms on the faces of the cells are drawn as well.
+    """
+    (numbers, positions), repeat, cell = run.atoms(frame), space.repeat, run.cell_at(frame)
     s = positions @ np.linalg.inv(cell)
-    s = (s - np.floor(s + 1e-6) + _CORNERS[:, None]).reshape(-1, 3)
-    inside = (s < 1 + 1e-6).all(axis=1)
-    return np.tile(numbers, len(_CORNERS))[inside], s[inside] @ cell
-
-
-def _balls(numbers: NDArray[np.integer], positions: NDArray[np.float64]) -> list[Any]:
-    """A mesh of spheres for each species, and bonds between neighbouring non-metals."""
-    ball, faces = contour(-np.linalg.norm(np.indices((7, 7, 7)) - 3, axis=0), -2.7)
-    ball = (ball - 3) / np.linalg.norm(ball - 3, axis=1)[:, None]
-    traces, colours = [], (PALETTE[3], TRUTH, *PALETTE[4:]) * 24
-    for colour, number in zip(colours, np.unique(numbers), strict=False):
-        radius, centres = 0.3 if number == 1 else 0.45, positions[numbers == number]
-        points = centres[:, None] + radius * ball
-        triangles = faces + len(ball) * np.arange(len(centres))[:, None, None]
-        balls = points.reshape(-1, 3), triangles.reshape(-1, 3)
-        traces.append(_mesh(*balls, SYMBOLS[number], color=colour))
-    radii = np.array([_RADII.get(int(number), np.nan) for number in numbers])
-    distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
-    pairs = np.argwhere(np.triu(distances < 1.2 * (radii[:, None] + radii), 1))
-    return [*traces, _line(positions[pairs], "#555", 7)] if len(pairs) else traces
+    s -= np.floor(s + 1e-6)
+    images = (s + np.array(list(product(*(range(n + 1) for n in repeat))))[:, None]).reshape(-1, 3)
+    inside = (images < np.array(repeat) + 1e-6).all(axis=1)
+    which, centres = np.flatnonzero(inside) % len(s), images[inside] @ cell
+    traces, radii = [], np.array([float(_RADII[n]) / 100 if n < 57 else 1.5 for n in numbers])
+    for number in np.unique(run.numbers):
+        radius = 0.2 + 0.2 * radii[numbers == number].max(initial=0)
+        colour = "#" + (_COLOURS[number] if number < 57 else "999999")
+        middle = centres[numbers[which] == number]
+        traces.append(_spheres(middle, radius, SYMBOLS[number], colour, space, len(which)))
+    if not set(run.numbers) & set(_NON_METALS):
+        return traces
+    i, j, n = neighbour_pairs(s @ cell, cell, 2.4 * radii.max(), both_ways=True)
+    vectors = (s[j] - s[i] + n) @ cell
+    bonded = np.isin(numbers[i], _NON_METALS) & np.isin(numbers[j], _NON_METALS)
+    bonded &= np.linalg.norm(vectors, axis=1) < 1.2 * (radii[i] + radii[j])
+    atom, bond = np.nonzero((which[:, None] == i) & bonded)
+    ends = centres[atom] + vectors[bond] / 2
+    return [*traces, _line(np.stack([centres[atom], ends], axis=1), "#555", 7)]

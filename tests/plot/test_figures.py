@@ -29,6 +29,7 @@ from densitykit.plot import (
     slice_figure,
     structure_factor_figure,
     training_figure,
+    volume,
 )
 from densitykit.plot.planes import grid_plane, lattice_plane
 from densitykit.plot.volume import contour
@@ -218,6 +219,22 @@ def test_lattice_planes_start_at_an_atom() -> None:
     )
 
 
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+def test_lines(cell: np.ndarray) -> None:
+    run = made(cell)
+    start, end = np.array([-0.3, 1.0, 0.2]), np.array([4.0, 2.2, 7.1])
+    curve = plot.line(run, start, end).data[0]
+    points = start + np.outer(curve.x, end - start) / np.linalg.norm(end - start)
+    np.testing.assert_allclose(curve.y, waves(points, cell), atol=1e-5)
+    lithium, fluorine = run.positions[0].values
+    through = plot.line({"a": run, "b": run}, lithium, fluorine + cell[0], within=0.1)
+    marks = through.data[-1]
+    length = np.linalg.norm(fluorine + cell[0] - lithium)
+    assert {"Li", "F"} <= set(marks.text)
+    assert {0.0, round(length, 4)} <= {round(float(x), 4) for x in marks.x}
+    assert through.layout.xaxis.title.text == "distance (Å)" and len(through.data) == 3
+
+
 def test_a_cell_for_each_frame() -> None:
     run = made(CELLS["hexagonal"])
     cells = CELLS["hexagonal"] * np.array([1, 1.1, 1.2])[:, None, None]
@@ -335,19 +352,31 @@ def test_figures_fit_a_small_screen(fields: np.ndarray) -> None:
 # --- space -----------------------------------------------------------------------------------
 
 
-def test_the_contour_of_a_ball_is_a_sphere() -> None:
-    radius = 5.3
-    points, triangles = contour(-np.linalg.norm(np.indices((15, 14, 16)) - 7, axis=0), -radius)
+@pytest.mark.parametrize("radius", [2.2, 3.3, 5.3])
+def test_the_contour_of_a_gaussian_is_a_sphere(radius: float) -> None:
+    gaussian = np.exp(-np.sum((np.indices((15, 14, 16)) - 7) ** 2, axis=0) / 18)
+    points, triangles = contour(gaussian, np.exp(-(radius**2) / 18))
+    np.testing.assert_allclose(np.linalg.norm(points - 7, axis=1), radius, atol=0.03)
     a, b, c = np.moveaxis(points[triangles], 1, 0) - 7
-    normals = np.cross(b - a, c - a) / 2
-    assert np.linalg.norm(normals, axis=1).sum() == pytest.approx(4 * np.pi * radius**2, rel=0.03)
-    # outward normals of a closed surface give its volume
-    volume = np.sum(a * normals) / 3
-    assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.03)
-    edges = np.sort(
-        np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
-    )
-    assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()  # watertight
+    # outward normals of a closed surface give its volume, chords a little less
+    volume = np.sum(a * np.cross(b - a, c - a)) / 6
+    assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.4 / radius**2)
+    sides = np.sort(triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2))
+    assert (np.unique(sides, axis=0, return_counts=True)[1] == 2).all()  # watertight
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_contours_end_on_the_faces_of_the_box(closed: bool) -> None:
+    x = np.broadcast_to(np.arange(6.0)[:, None, None], (6, 5, 4))
+    points, triangles = contour(x, 2.4, closed)
+    on_plane = np.isclose(points[:, 0], 2.4, atol=0.03)
+    assert on_plane.all() != closed
+    a, b, c = np.moveaxis(points[triangles], 1, 0)
+    volume = np.sum((a - points.mean(axis=0)) * np.cross(b - a, c - a)) / 6
+    if not closed:
+        assert np.ptp(points, axis=0)[1:].tolist() == [4, 3]
+    else:  # a slab from 2.4 to 5, its edges a little bevelled
+        assert volume == pytest.approx(2.6 * 4 * 3, rel=0.2)
 
 
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
@@ -357,9 +386,12 @@ def test_isosurfaces_lie_on_their_level(cell: np.ndarray) -> None:
     surfaces = [trace for trace in fig.data if trace.name and "Å" in trace.name]
     for level, mesh in zip((1.2, 0.9), surfaces, strict=True):  # the inner one first
         points = np.stack([mesh.x, mesh.y, mesh.z], axis=-1)
+        s = points @ np.linalg.inv(cell)
+        points = points[(abs(s - 0.5) < 0.499).all(axis=1)]  # not on the lids
+        assert len(points) > 100
         np.testing.assert_allclose(waves(points, cell), level, atol=0.02)
     assert [trace.name for trace in fig.data[:2]] == ["Li", "F"]
-    edges = next(trace for trace in fig.data if trace.type == "scatter3d")
+    edges = [trace for trace in fig.data if trace.type == "scatter3d"][-1]
     ends = np.stack([edges.x, edges.y, edges.z], axis=-1).reshape(12, 3, 3)[:, :2]
     lengths = np.sort(np.linalg.norm(ends[:, 1] - ends[:, 0], axis=-1))
     np.testing.assert_allclose(lengths, np.sort(np.repeat(np.linalg.norm(cell, axis=1), 4)))
@@ -372,22 +404,77 @@ def test_default_levels_enclose_shares_of_the_electrons() -> None:
     )
     fine = resample(run.density[0].values, (48, 48, 48))
     shares = [fine[fine > level].sum() / fine.sum() for level in (inner, outer)]
-    assert shares == pytest.approx([0.3, 0.7], abs=0.03)
+    assert shares == pytest.approx([0.2, 0.6], abs=0.03)
 
 
 def test_differences_have_both_signs() -> None:
     run = made(CELLS["hexagonal"])
-    fig = isosurface(run, reference=run.assign(density=run.density.roll(x=2)), atoms=False)
-    names = [trace.name for trace in fig.data if trace.type == "mesh3d"]
-    assert len(names) == 4 and sum(name.startswith("−") for name in names) == 2
-    colours = {trace.name[0] == "−": trace.color for trace in fig.data if trace.type == "mesh3d"}
+    shifted = run.assign(density=run.density.roll(x=2))
+    less = plot.difference(run, shifted)
+    fig = isosurface(less, atoms=False)
+    meshes = [trace for trace in fig.data if trace.type == "mesh3d"]
+    assert [trace.name[0] == "−" for trace in meshes].count(True) == 2 and len(meshes) == 4
+    colours = {trace.name[0] == "−": trace.color for trace in meshes}
     assert colours == {True: PALETTE[1], False: PALETTE[0]}
+    heatmap = slice_figure(less, "z", 0, smooth=False)
+    expected = (run.density - shifted.density)[0, :, :, 0].values
+    assert set(np.unique(heatmap.data[0].z[np.isfinite(heatmap.data[0].z)])) <= set(
+        expected.astype("f4").ravel()
+    )
+    colours = heatmap.layout.coloraxis
+    assert colours.cmin == -colours.cmax and colours.colorbar.title.text.startswith("Δρ")
+
+
+def test_differences_are_taken_at_common_times_or_from_one_frame() -> None:
+    run = made(CELLS["cubic"], n_frames=6)
+    run = run.assign(density=run.density * (1 + run.time))
+    late = run.isel(time=slice(2, None, 2))
+    less = plot.difference(run, late)
+    assert less.times.tolist() == [4.0, 8.0] and not less.field(1).any()
+    from_first = plot.difference(run, run.isel(time=[0]))
+    np.testing.assert_allclose(from_first.field(3), run.density[3] - run.density[0])
+    with pytest.raises(ShapeError, match="one grid"):
+        plot.difference(run, run.isel(x=slice(None, None, 2)))
+
+
+def test_repeated_cells() -> None:
+    run = made(CELLS["triclinic"])
+    one, four = isosurface(run, [1.2]), isosurface(run, [1.2], repeat=(2, 1, 2))
+    edges = [[t for t in fig.data if t.type == "scatter3d"][-1] for fig in (one, four)]
+    assert [len(t.x) // 3 for t in edges] == [12, 33]  # shared edges once
+    highest = [max(fig.data[-1].z) for fig in (one, four)]
+    assert highest[1] == pytest.approx(highest[0] + 6)
+    with pytest.raises(ShapeError, match="repeat"):
+        isosurface(run, repeat=(0, 1, 1))
+
+
+def test_films_in_space_are_bounded() -> None:
+    run = made(CELLS["cubic"], n_frames=30)
+    noise = np.random.default_rng(0).normal(size=(30, 24, 24, 24))
+    rough = xr.Dataset({"density": (("time", *"xyz"), noise + 5)}).assign(
+        {k: run[k] for k in ("cell", "numbers", "positions")}
+    )
+    fig = plot.isosurface_film(rough, times=2.0 * np.arange(30))
+    assert len(fig.frames) == 10 and len(fig.to_json()) < 500_000
+    assert "of 24 × 24 × 24 points" in fig.layout.title.text
+    assert [step.label for step in fig.layout.sliders[0].steps][:2] == ["0", "6"]
+    assert all(len(frame.data) == len(fig.data) for frame in fig.frames)
+    same(fig.frames[0].data[-1].x, fig.data[-1].x)
+    both = plot.isosurface_film({"a": run, "b": run.isel(time=slice(0, 9))}, max_frames=3)
+    assert {t.scene for t in both.data} == {"scene", "scene2"} and len(both.frames) == 3
+
+
+def test_colours_and_radii_are_those_of_ase() -> None:
+    data, colours = pytest.importorskip("ase.data"), pytest.importorskip("ase.data.colors")
+    assert [float(r) / 100 for r in volume._RADII] == list(data.covalent_radii[:57])
+    hexes = ["".join(f"{round(255 * c):02x}" for c in rgb) for rgb in colours.jmol_colors[:57]]
+    assert volume._COLOURS[:1] + volume._COLOURS[2:] == hexes[:1] + hexes[2:]
 
 
 def test_large_grids_are_decimated_and_say_so() -> None:
     x = np.cos(2 * np.pi * np.arange(60) / 60)
-    fig = isosurface(1 + 0.1 * x[:, None, None] + np.zeros((60, 30, 30)), [1.0], cell=6.0)
-    assert "drawn on 48 × 30 × 30 of 60 × 30 × 30 points" in fig.layout.title.text
+    fig = isosurface(1 + 0.1 * x[:, None, None] + np.zeros((60, 30, 30)), [1.03], cell=6.0)
+    assert "drawn on 48 × 24 × 24 of 60 × 30 × 30 points" in fig.layout.title.text
     assert "drawn" not in isosurface(made(CELLS["cubic"])).layout.title.text
     for wrong in ([5.0], [-1.0]):
         with pytest.raises(ShapeError, match="no point has the level"):
@@ -402,9 +489,16 @@ def test_molecules_have_bonds() -> None:
     )
     fig = isosurface(run.drop_vars(["numbers", "positions"]).assign(there))
     bonds = [trace for trace in fig.data if trace.type == "scatter3d" and trace.line.width > 3]
-    assert len(bonds) == 1 and len(bonds[0].x) == 6  # two strokes
-    lonely = [trace for trace in isosurface(run).data if trace.type == "scatter3d"]
-    assert len(lonely) == 1
+    assert len(bonds) == 1 and len(bonds[0].x) == 12  # two bonds, half from either end
+    ends = np.stack([bonds[0].x, bonds[0].y, bonds[0].z], axis=-1).reshape(-1, 3, 3)[:, :2]
+    middle = (water[0] + water[1:]) / 2
+    np.testing.assert_allclose(np.sort(ends[:2, 1], axis=0), np.sort(middle, axis=0), atol=1e-5)
+    across = water + [3.0, 0, 0]  # a hydrogen beyond the face: halves of the bond on both sides
+    moved = run.assign(there).assign(positions=(there["positions"][0], [across] * 3))
+    split = [t for t in isosurface(moved).data if t.type == "scatter3d" and t.line.width > 3]
+    assert np.nanmax(split[0].x) > 5 and np.nanmin(split[0].x) < 0.9
+    metal = isosurface(run.assign(numbers=("atom", [3, 13])))
+    assert len([trace for trace in metal.data if trace.type == "scatter3d"]) == 1
 
 
 def test_names_are_imported_when_used() -> None:
@@ -434,7 +528,9 @@ def test_names_are_imported_when_used() -> None:
         (lambda f: plot.plane(f[0], (1, 0.5, 0)), ["hkl", "integers"]),
         (lambda f: plot.plane(f[0], (1, 1, 0), through=(1, 2)), ["[1.0, 2.0]", "point"]),
         (lambda f: isosurface(f[0] * np.nan), ["not finite"]),
-        (lambda f: isosurface(f[0], reference=f[0, :2]), ["reference", "one grid"]),
+        (lambda f: plot.difference(f[0], f[0, :2]), ["reference", "one grid"]),
+        (lambda f: plot.line(f[0], (0, 0), (1, 2, 3)), ["no line", "two points"]),
+        (lambda f: plot.line(f[0], (0, 0, 1), (0, 0, 1)), ["no line"]),
         (
             lambda f: comparison_figure({"a": f[0], "b": f[0, :, :3]}),
             ["b has", "(4, 3, 8)", "one grid"],

@@ -25,7 +25,7 @@ from densitykit.cells import group_lengths, single_cell, wave_vectors
 from densitykit.errors import ShapeError, TrajectoryError
 from densitykit.models.nuclear.force_field import numbers_of, species_in, species_index
 
-__all__ = ["Superposition", "fit_superposition", "structure_factors"]
+__all__ = ["Superposition", "fit_superposition", "structure_factors", "superposed"]
 
 KNOT_SPACING = 0.1  # 1/angstrom: form factors are smooth over some 0.5
 
@@ -179,6 +179,25 @@ def fit_superposition(
     model.knots.copy_(torch.from_numpy(knots))
     model.weights.copy_(torch.from_numpy(weights))
     return model
+
+
+def superposed(run: xr.Dataset, every: int = 8) -> xr.Dataset:
+    """The run with the density of atoms that know nothing of one another.
+
+    Their contributions are fitted to every so many frames of the run itself. What is left of the
+    density is what neighbours do: `plot.difference(run, superposed(run))`.
+
+    Raises
+    ------
+    TrajectoryError, ShapeError
+        As `fit_superposition`; a run of many frames is held in memory.
+    """
+    model = fit_superposition(run, every)
+    cell = torch.from_numpy(single_cell(run["cell"].values, "a superposition"))
+    shape, numbers = tuple(run["density"].shape[1:]), numbers_of(run)
+    nuclei = torch.from_numpy(run["positions"].values.astype(float))
+    frames = [model(x[None], cell, shape, numbers)[0].float().numpy() for x in nuclei]
+    return run.assign(density=(run["density"].dims, np.stack(frames), run["density"].attrs))
 
 
 def _charges(run: xr.Dataset, species: Sequence[int]) -> dict[int, float] | None:

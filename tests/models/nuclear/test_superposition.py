@@ -17,6 +17,7 @@ from densitykit.models.nuclear.superposition import (
     Superposition,
     fit_superposition,
     structure_factors,
+    superposed,
 )
 
 CUBE = 9.0 * np.eye(3)
@@ -261,3 +262,11 @@ def test_a_fit_needs_three_dimensions(run) -> None:
 def test_a_grid_without_waves(run) -> None:
     with pytest.raises(ShapeError, match=r"4 wave numbers carry no form factor"):
         fit_superposition(run_of(7.0 * np.eye(3), frames=2, shape=(3, 3, 3)), every=1)
+
+
+@CELLS
+def test_a_run_of_lone_atoms_is_its_superposition(cell) -> None:
+    run = run_of(cell)
+    lone = superposed(run, every=1)
+    assert lone.density.dims == run.density.dims
+    np.testing.assert_allclose(lone.density, run.density, atol=0.01 * float(run.density.max()))
