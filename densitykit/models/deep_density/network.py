@@ -30,7 +30,7 @@ the nucleus. Lengths are in angstrom, densities in angstrom**-3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -242,26 +242,36 @@ class DeepDensity(nn.Module):
         u = cosine_taper(R, 0.75 * self.cutoff, self.cutoff)
         return linear * torch.exp(self.C[s] * (R - self.D[s]) ** 2 + E_I) * u
 
-    @torch.no_grad()
     def values(self, atoms: Atoms, points: np.ndarray) -> np.ndarray:
-        """Density (P,) at any points (P, 3), some at a time."""
+        """Density (P,) at any points (P, 3)."""
+        return self._values(atoms, len(points), lambda start, stop: points[start:stop])
+
+    def density(self, atoms: Atoms, grid: tuple[int, ...]) -> np.ndarray:
+        """Density on a grid, shape (X, Y, Z)."""
+
+        def points(start: int, stop: int) -> np.ndarray:
+            index = np.unravel_index(np.arange(start, stop), grid)
+            return np.stack(index, axis=1) / np.array(grid) @ atoms.cell
+
+        return self._values(atoms, int(np.prod(grid)), points).reshape(grid)
+
+    @torch.no_grad()
+    def _values(
+        self, atoms: Atoms, count: int, points: Callable[[int, int], np.ndarray]
+    ) -> np.ndarray:
+        """Density at points that are made some at a time: only the result is as long as they."""
         seen, reach = self.neighbourhood(atoms), PointsInReach(atoms, self.cutoff)
-        h, out = self.atomic(seen), np.zeros(len(points))
-        for start in range(0, len(points), _POINTS):
+        h, out = self.atomic(seen), np.zeros(count)
+        size = _PAIRS if h.device.type == "cpu" else 32 * _PAIRS  # a cache, or a device, full
+        for start in range(0, count, _POINTS):
             part = out[start : start + _POINTS]  # a view
-            point, atom, vectors = reach.pairs(points[start : start + _POINTS])
-            for k in range(0, len(point), _PAIRS):
-                rows = slice(k, k + _PAIRS)
+            point, atom, vectors = reach.pairs(points(start, start + len(part)))
+            for k in range(0, len(point), size):
+                rows = slice(k, k + size)
                 index = torch.from_numpy(atom[rows]).to(h.device)
                 rho_I = self.local(h, seen.species, index, self.as_tensor(vectors[rows]))
                 np.add.at(part, point[rows], rho_I.double().cpu().numpy())
         return out
-
-    def density(self, atoms: Atoms, grid: tuple[int, ...]) -> np.ndarray:
-        """Density on a grid, shape (X, Y, Z)."""
-        axes = [np.arange(n) / n for n in grid]
-        fractions = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-        return self.values(atoms, fractions @ atoms.cell).reshape(grid)
 
     @torch.no_grad()
     def standardise(self, seen: Neighbourhood, atom: Tensor, vectors: Tensor) -> None:
