@@ -39,9 +39,8 @@ from densitykit.models.deep_density.network import (
     Neighbourhood,
     PointsInReach,
     distances,
-    nearest_pair,
 )
-from densitykit.training.linear import atoms_of
+from densitykit.training.linear import _nearest, atoms_of
 from densitykit.training.state import TrainingState, adam_state
 
 __all__ = ["Points", "SampledDensities", "fit_ansatz", "snapshots_seen", "train_deep_density"]
@@ -216,7 +215,7 @@ def train_deep_density(
         ``run_dir`` holds the state of another training.
     """
     card = {"species": np.unique(training["numbers"].values).tolist()} | dict(arguments or {})
-    card["nearest"] = _nearest(training)
+    card["nearest"] = _nearest([(training, i) for i in range(training.sizes["time"])])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = DeepDensity(**card)
@@ -238,11 +237,6 @@ def train_deep_density(
         state.save(rows)
     run.copy(run.best, run.weights)
     return model.cpu().eval(), card, rows
-
-
-def _nearest(run: xr.Dataset) -> float:
-    """Smallest distance of two atoms, images included, in all snapshots."""
-    return min(nearest_pair(atoms_of(run, i)) for i in range(run.sizes["time"]))
 
 
 class _Run:

@@ -163,7 +163,7 @@ def test_scaled_inputs_have_mean_zero_and_variance_one(model):
 
 
 def test_a_checkpoint_gives_the_same_density(model, tmp_path):
-    card = {"species": [1, 8], "nearest": 0.9} | SMALL
+    card = {"species": [1, 8], "nearest": {"1-8": 0.9}} | SMALL
     single = DeepDensity(**card)
     path = save_model(single, tmp_path / "network", card)
     atoms = configuration()

@@ -30,7 +30,7 @@ the nucleus. Lengths are in angstrom, densities in angstrom**-3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -133,7 +133,7 @@ class DeepDensity(nn.Module):
     delta
         Of eq. 16, angstrom; the paper gives none.
     nearest
-        Smallest distance of two atoms in training, angstrom.
+        Smallest distance of two species in training, angstrom, by "1-8".
 
     Raises
     ------
@@ -151,11 +151,11 @@ class DeepDensity(nn.Module):
         nodes: int = 50,
         layers: int = 3,
         delta: float = 1.0,
-        nearest: float = 0.0,
+        nearest: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.species, self.cutoff = [int(z) for z in species], float(cutoff)
-        self.delta, self.nearest, self.M = float(delta), float(nearest), int(pair_nodes[-1])
+        self.delta, self.nearest, self.M = float(delta), dict(nearest or {}), int(pair_nodes[-1])
         if not self.species or len(set(self.species)) < len(self.species) or not cutoff > 0:
             raise ShapeError(
                 f"species {self.species} and cutoff {cutoff}: give at least one species, none "
@@ -293,13 +293,6 @@ class DeepDensity(nn.Module):
             spread = D.std(dim=0)
             self.D_mean[s] = D.mean(dim=0)
             self.D_scale[s] = 1 / spread.clamp(min=0.01 * float(spread.max()))
-
-
-def nearest_pair(atoms: Atoms, reach: float = 5.0) -> float:
-    """Smallest distance of two atoms, images included, in angstrom, or the reach."""
-    i, j, shift = neighbour_pairs(atoms.positions, atoms.wide_cell, reach)
-    R = atoms.positions[j] - atoms.positions[i] + shift @ atoms.wide_cell
-    return float(np.linalg.norm(R, axis=1).min(initial=reach))
 
 
 def distances(vectors: Tensor) -> Tensor:
