@@ -6,9 +6,9 @@ that are drawn with probability :math:`\propto |\rho|^\alpha`, on 5 snapshots, t
 all, while the rate falls exponentially.
 
 **The published schedule** is 4 million steps of 64 points, 256 million points: one million on 5
-snapshots, one on 20, two on 80, the rate 0.003 times 0.95 every 20 000 steps. One core makes some
-10 000 points a second of a molecule, so that it would take seven hours there, and minutes to an
-hour on a GPU. `train_deep_density` keeps its shape for any number of steps: a quarter on 5
+snapshots, one on 20, two on 80, the rate 0.003 times 0.95 every 20 000 steps. A crowded core makes
+4 000 to 6 500 points of ethane a second, so that all of it takes 11 to 18 hours there; on a GPU it
+was not measured. `train_deep_density` keeps its shape for any number of steps: a quarter on 5
 snapshots, a quarter on 20, half on all, and a rate that falls exponentially by a given factor in
 all. The snapshots of a step are few and share its points, so that atoms are seen to once.
 
