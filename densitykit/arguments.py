@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 __all__ = ["count", "fraction", "keepbits", "non_negative", "positive", "positive_count", "seed"]
+__all__ += ["batch", "frames", "processes"]
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -38,6 +39,9 @@ def _real(accepts: Callable[[float], bool], wanted: str) -> Callable[[str], floa
 #: frames, steps, sizes: far beyond what a machine can do, and within what every library can count
 count = _integer(0, 10**9)
 positive_count = _integer(1, 10**9)
+frames = _integer(1, 10**7)  # of a store, which is made at its full length
+batch = _integer(1, 10**5)  # samples, grid points along an edge
+processes = _integer(1, 4096)  # and threads
 keepbits = _integer(1, 23)  # of a float32
 seed = _integer(0, 2**32 - 1)  # the smallest range among the libraries that take one
 positive = _real(lambda x: x > 0, "a positive number")

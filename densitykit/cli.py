@@ -58,7 +58,6 @@ def _convert(arguments: argparse.Namespace) -> int:
     from densitykit.io.convert import convert
     from densitykit.io.formats import Reading
 
-    warnings.formatwarning = lambda message, *_, **__: f"densitykit: {message}\n"
     taken = "time_step start clip trajectory splits gap keepbits allow_negative".split()
     options = {name: getattr(arguments, name) for name in taken}
     options |= {} if arguments.quantity is None else {"quantity": arguments.quantity}
@@ -132,13 +131,16 @@ def _train(arguments: argparse.Namespace) -> int:
     import torch
 
     from densitykit.models import save_model
+    from densitykit.models.checkpoint import check_target
 
+    check_target(arguments.out)
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     network = arguments.model == "deep-density-network"
     options = (POINTS if network else STEPS) | {
         "seed": arguments.seed,
         "run_dir": arguments.run_dir or Path("runs") / arguments.out.stem,
+        "restart": arguments.restart,
     }
     given = {name: getattr(arguments, name) for name in STEPS}
     options |= {name: value for name, value in given.items() if value is not None}
@@ -209,7 +211,8 @@ def _train_fields(arguments: argparse.Namespace, options: dict[str, Any]) -> tup
 
 
 def _add_train(commands: Commands) -> None:
-    text = "Train an emulator on the split 'train' of a store; interrupted, it continues."
+    text = "Train an emulator on the split 'train' of a store; interrupted, it continues, and "
+    text += "finished, it goes on if more steps are asked for."
     sub = _command(commands, "train", _train, text)
     text = "latent diffusion, an emulator through the nuclei, a plain U-Net, or a static map: "
     text += "linear, or the network of Deep Density"
@@ -222,14 +225,15 @@ def _add_train(commands: Commands) -> None:
     text = "optimiser steps (default: 6000; network of Deep Density: 40000)"
     sub.add_argument("--steps", type=types.positive_count, metavar="N", help=text)
     text = "samples a step (default: 2; network of Deep Density: 128 points)"
-    sub.add_argument("--batch", type=types.positive_count, help=text)
+    sub.add_argument("--batch", type=types.batch, help=text)
     text = "learning rate (default: 1e-3; network of Deep Density: 6e-3)"
     sub.add_argument(
         "--rate", type=types.positive, dest="learning_rate", metavar="RATE", help=text
     )
     sub.add_argument("--seed", type=types.seed, default=0, help="of weights and batches")
-    sub.add_argument("--threads", type=types.positive_count, help="threads (default: torch's)")
+    sub.add_argument("--threads", type=types.processes, help="threads (default: torch's)")
     sub.add_argument("--run-dir", type=Path, help="training state (default: runs/NAME)")
+    sub.add_argument("--restart", action="store_true", help="forget that state and begin anew")
     latent = sub.add_argument_group("latent")
     text = "steps of the autoencoder before (default: 6000)"
     latent.add_argument(
@@ -290,7 +294,7 @@ def _add_predict(commands: Commands) -> None:
     sub.add_argument("structure", help="any file of atoms that ASE reads")
     sub.add_argument("out", type=Path, help="*.cube, CHGCAR, *.vasp, *.xsf or *.zarr")
     names, text = ("NX", "NY", "NZ"), "numbers of points (default: by --spacing)"
-    sub.add_argument("--grid", type=types.positive_count, nargs=3, metavar=names, help=text)
+    sub.add_argument("--grid", type=types.batch, nargs=3, metavar=names, help=text)
     text = "estimate the error, and write its standard deviation to this file"
     sub.add_argument("--uncertainty", type=Path, metavar="FILE", help=text)
     text = "largest distance of grid points, angstrom (default: 0.25)"
@@ -320,25 +324,27 @@ def _rollout(arguments: argparse.Namespace) -> int:
     source = f"{window.source}, {float(window.now[0]):g} fs"
     attrs = {"checkpoint": str(arguments.checkpoint), "initial": source}
     options = {"path": arguments.out, "seed": arguments.seed, "attrs": attrs}
+    options["restart"] = arguments.restart
     rollout(emulator, window, arguments.steps, **options)
     print(summarise(arguments.out))
     return 0
 
 
 def _add_rollout(commands: Commands) -> None:
-    text = "Roll a checkpoint out from a stored frame."
+    text = "Roll a checkpoint out from a stored frame; interrupted, it continues."
     sub = _command(commands, "rollout", _rollout, text)
     sub.add_argument("checkpoint", type=Path, help="checkpoint of an emulator")
     sub.add_argument("data", help="trajectory store with the initial frame")
     sub.add_argument("out", type=Path, help="trajectory store to write")
     text = "steps to go (default: 1000)"
-    sub.add_argument("--steps", type=types.positive_count, default=1000, metavar="N", help=text)
+    sub.add_argument("--steps", type=types.frames, default=1000, metavar="N", help=text)
     sub.add_argument("--split", default="test", help="of the initial frame (default: test)")
     text = "number of the initial state in its split (default: 0)"
     sub.add_argument("--frame", type=types.count, default=0, metavar="N", help=text)
     text = "relaxation time of a thermostat, fs (default: the model's own, or none)"
     sub.add_argument("--thermostat", type=types.positive, metavar="FS", help=text)
     sub.add_argument("--seed", type=types.seed, default=0, help="of all noise (default: 0)")
+    sub.add_argument("--restart", action="store_true", help="begin anew; OUT is removed")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -387,6 +393,7 @@ def parser() -> argparse.ArgumentParser:
 
     result = argparse.ArgumentParser("densitykit", description="Electron density in motion.")
     result.add_argument("--version", action="version", version=__version__)
+    result.add_argument("--debug", action="store_true", help="show where an error comes from")
     commands = result.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_stores, _add_train, _add_predict, _add_rollout, _add_tables, add_parsers):
         add(commands)
@@ -395,19 +402,40 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Run the command line and return its exit status."""
-    arguments = parser().parse_args()
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    debug = len(words) < len(sys.argv) - 1
+    warnings.formatwarning = lambda message, *_, **__: f"densitykit: {_line(message)}\n"
+    arguments = parser().parse_args(words)
     try:
         return int(arguments.action(arguments))
-    except DensityKitError as error:
-        print(f"densitykit: {error}", file=sys.stderr)
     except BrokenPipeError:  # the reader has seen enough, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"densitykit: {where}{error.strerror or error}", file=sys.stderr)
-    except MemoryError as error:
-        print(f"densitykit: out of memory; {error or 'take less at once'}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("densitykit: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        print(f"densitykit: {_told(error)}", file=sys.stderr)
     return 2
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, in one line; an error that nobody has thought of says so."""
+    if isinstance(error, DensityKitError):
+        first, *more = str(error).splitlines() or [type(error).__name__]
+        return first + (f" (and {len(more)} more: densitykit validate)" if more else "")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return where + _line(error.strerror or error)
+    if isinstance(error, MemoryError) or "not enough memory" in str(error):  # numpy's, and torch's
+        return f"out of memory; take less at once ({_line(error)})"
+    kind = type(error).__name__
+    return f"unexpected {kind}: {_line(error)}; please report it with what --debug shows"
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 if __name__ == "__main__":

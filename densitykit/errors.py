@@ -12,6 +12,7 @@ __all__ = [
     "RolloutError",
     "ShapeError",
     "TrajectoryError",
+    "UnfinishedError",
     "WindowError",
 ]
 
@@ -26,6 +27,10 @@ class TrajectoryError(DensityKitError, ValueError):
 
 class CheckpointError(DensityKitError, ValueError):
     """A checkpoint is unreadable, or does not belong to the model that loads it."""
+
+
+class UnfinishedError(DensityKitError, ValueError):
+    """Unfinished work is broken, or belongs to another recipe or to other data."""
 
 
 class ShapeError(DensityKitError, ValueError):

@@ -4,11 +4,17 @@ r"""Autoregressive rollout of any emulator, applied again and again.
 
 An emulator follows the contract of :mod:`densitykit.models.base`; an ensemble is the batch axis of
 its window. Frames go to a trajectory store as they are made, so a rollout can be longer than what
-fits into the computer, and what was committed survives a kill.
+fits into the computer. One that is killed goes on where it stopped, with the same bits as without
+the kill: its state is saved beside the store every few seconds (:mod:`densitykit.io.work`). Where
+that is more than tensors and plain values, it is made again from the start.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
+import time
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -20,13 +26,18 @@ import xarray as xr
 from torch import Tensor, nn
 
 from densitykit.data.windows import Window, Windows, step_generator
-from densitykit.errors import RolloutError, ShapeError, TrajectoryError
+from densitykit.errors import RolloutError, ShapeError
 from densitykit.io.progress import progress_bar
 from densitykit.io.reader import open_trajectory
+from densitykit.io.rebuild import extend_trajectory
+from densitykit.io.store import fault
+from densitykit.io.work import Work, as_recipe, check_store, discard, fingerprint
 from densitykit.io.writer import TrajectoryWriter, create_trajectory
 from densitykit.models.base import Emulator, FieldEmulator, FieldState
 
 __all__ = ["Thermostat", "check_emulator", "device_of", "iterate", "rollout", "start"]
+
+_SAVE_SECONDS = 10.0  # between saved states
 
 
 def check_emulator(emulator: Any) -> None:
@@ -88,10 +99,10 @@ def iterate(
 
 @torch.no_grad()
 def _iterate(
-    emulator: Emulator, state: Any, window: Window, steps: int, seed: int | None
+    emulator: Emulator, state: Any, window: Window, steps: int, seed: int | None, first: int = 0
 ) -> Iterator[tuple[Any, Tensor]]:
     shape = (len(window), *window.grid)
-    for k in range(steps):
+    for k in range(first, steps):
         state = emulator.step(state, None if seed is None else step_generator(seed, k))
         density = emulator.density(state)
         if tuple(density.shape) != shape:
@@ -170,6 +181,7 @@ def rollout(
     seed: int = 0,
     attrs: Mapping[str, Any] | None = None,
     progress: bool = True,
+    restart: bool = False,
 ) -> xr.Dataset:
     """Roll an emulator out and return the trajectory, present frame included.
 
@@ -180,12 +192,15 @@ def rollout(
     window
         Where it begins: one member, or an ensemble (``window.expand(8)``).
     path
-        Store to stream to; members of an ensemble become its groups ``member-0``, ... None
+        Store to stream to; members of an ensemble become its groups ``member-0``, ... An
+        interrupted rollout found there goes on, a finished one if more steps are asked for. None
         keeps the trajectory in memory.
     attrs
         Provenance to store.
     progress
         Show a progress bar, where the output is a terminal.
+    restart
+        Begin anew; the trajectory at `path` is removed.
 
     Returns
     -------
@@ -197,32 +212,23 @@ def rollout(
     Raises
     ------
     TrajectoryError
-        `path` is taken.
+        `path` is taken by something else.
+    UnfinishedError
+        `path` holds a rollout of another emulator, window or seed.
     WindowError, RolloutError
         See :func:`start` and :func:`iterate`.
     """
     begun, first = start(emulator, window), window.past(1)
-    names = [f"member-{i}" for i in range(len(window))] if len(window) > 1 else ["."]
-    details = {
-        "title": f"rollout of {type(emulator).__name__}",
-        "horizon_fs": emulator.horizon,
-        "seed": seed,
-        **(attrs or {}),
-    }
-    frames = _frames(emulator, begun, window, steps, seed, progress)
-    times = [float(t) + emulator.horizon * np.arange(steps + 1) for t in window.now]
+    details = {"title": f"rollout of {type(emulator).__name__}", "horizon_fs": emulator.horizon}
+    details |= {"seed": seed, **(attrs or {})}
     if path is None:
-        return _in_memory(frames, first, times[0], details)
-    if Path(path).exists():
-        fix = "choose another path, or remove the store"
-        raise TrajectoryError(f"{path}: store: the path already exists; {fix}")
-    begun = list(islice(frames, 2))  # an emulator that cannot step leaves no store behind
-    writers = [_writer(Path(path) / name, first, steps + 1, details) for name in names]
-    for k, frame in enumerate(chain(begun, frames)):
-        for b, writer in enumerate(writers):
-            own = {name: values[b] for name, values in frame.items()}
-            writer.append(own.pop("density"), times[b][k], **own)
-    opened = [open_trajectory(Path(path) / name) for name in names]
+        frames = _frames(emulator, begun, window, steps, seed, progress)
+        return _in_memory(
+            (frame for frame, _ in frames), first, _times(first, emulator, steps)[0], details
+        )
+    stored = _Stored(Path(path), emulator, window, seed, restart)
+    stored.run(begun, steps, details, progress)
+    opened = [open_trajectory(store) for store in stored.paths]
     if len(opened) == 1:
         return opened[0]
     moving = [name for name, variable in opened[0].data_vars.items() if "time" in variable.dims]
@@ -231,36 +237,144 @@ def rollout(
     )
 
 
+class _Stored:
+    """A rollout that goes to a store: one writer a member, and the state beside it."""
+
+    def __init__(
+        self, path: Path, emulator: Emulator, window: Window, seed: int, restart: bool
+    ) -> None:
+        self.path, self.emulator, self.window, self.seed = path, emulator, window, seed
+        names = [f"member-{i}" for i in range(len(window))] if len(window) > 1 else ["."]
+        self.paths = [path / name for name in names]
+        recipe = {"emulator": f"{type(emulator).__name__}, crc32 {fingerprint(emulator):08x}"}
+        given = [getattr(window, f.name) for f in dataclasses.fields(window) if f.name != "source"]
+        begin = f"{float(window.now[0]):g} fs, crc32 {fingerprint(given):08x}"
+        recipe |= {"start": begin, "seed": seed, "horizon_fs": emulator.horizon}
+        self.recipe, self.restart = as_recipe(recipe), restart
+        self.work = Work(
+            path.absolute().with_name(f".{path.name}.state.npz"), self.recipe, restart=restart
+        )
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse what is at the path, unless it is this rollout."""
+        if not self.path.exists():
+            self.work.remove()  # of a store that is gone
+        elif not self.restart and not any(
+            store.exists() and check_store(store, self.recipe) for store in self.paths
+        ):
+            if {file.name for file in self.path.iterdir()} != {"zarr.json"}:  # just begun
+                fix = "choose another path, or remove the store"
+                raise fault(self.path, "store", "it already exists and is no such rollout", fix)
+
+    def run(self, state: Any, steps: int, details: Mapping[str, Any], progress: bool) -> None:
+        """Go on from the last state, or from this one, until all frames are there."""
+        there = all(store.exists() for store in self.paths) and not self.restart
+        complete = min(TrajectoryWriter(p).n_committed for p in self.paths) if there else 0
+        if complete > steps:
+            return
+        first, state = self._resumed(state, complete)
+        frames = _frames(self.emulator, state, self.window, steps, self.seed, progress, first)
+        begun = list(islice(frames, 2))  # an emulator that cannot step leaves no store behind
+        if self.restart:
+            discard(self.path)
+        writers = [self._writer(store, steps + 1, details) for store in self.paths]
+        times = _times(self.window, self.emulator, steps)
+        saved, last = time.monotonic(), (first, state)
+        try:
+            for k, (frame, state) in enumerate(chain(begun, frames), first):
+                for b, writer in enumerate(writers):
+                    if writer.n_committed <= k:  # else it was made before the state was saved
+                        own = {name: values[b] for name, values in frame.items()}
+                        writer.append(own.pop("density"), times[b][k], **own)
+                last = (k, state)
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    self._save(*last)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            self._save(*last)
+            raise
+        self.work.remove()
+
+    def _writer(self, store: Path, frames: int, details: Mapping[str, Any]) -> TrajectoryWriter:
+        if store.exists():
+            writer = TrajectoryWriter(store)
+            return writer if writer.n_frames >= frames else extend_trajectory(store, frames)
+        first = self.window.past(1)
+        return create_trajectory(
+            store,
+            n_frames=frames,
+            grid=first.grid,
+            cell=first.cell[0].cpu().numpy(),
+            numbers=None if first.numbers is None else first.numbers.cpu().numpy(),
+            attrs={**details, "recipe": json.dumps(self.recipe)},
+            allow_negative=True,
+        )
+
+    def _save(self, k: int, state: Any) -> None:
+        buffer = io.BytesIO()
+        try:
+            torch.save(state, buffer)
+        except Exception:  # a state of classes that cannot be written: begin from the start
+            return
+        self.work.save({"step": k, "state": np.frombuffer(buffer.getvalue(), np.uint8)})
+
+    def _resumed(self, begun: Any, complete: int) -> tuple[int, Any]:
+        """Return the last saved state and its step; of no use where its frame is not there."""
+        saved = self.work.load()
+        if saved is None or int(saved["step"]) >= complete:
+            return 0, begun
+        buffer = io.BytesIO(saved["state"].tobytes())
+        try:
+            with torch.serialization.safe_globals([*_classes(begun)]):
+                state = torch.load(buffer, device_of(self.emulator), weights_only=True)
+        except Exception:  # classes that are not known from the first state
+            return 0, begun
+        return int(saved["step"]), state
+
+
+def _classes(state: Any) -> Iterator[type]:
+    """Yield the dataclasses in a state, which may be loaded."""
+    if dataclasses.is_dataclass(state):
+        yield type(state)
+        state = vars(state)
+    if isinstance(state, Mapping):
+        state = list(state.values())
+    if isinstance(state, list | tuple):
+        for part in state:
+            yield from _classes(part)
+
+
+def _times(window: Window, emulator: Emulator, steps: int) -> list[np.ndarray]:
+    return [float(t) + emulator.horizon * np.arange(steps + 1) for t in window.now]
+
+
 def _frames(
-    emulator: Emulator, state: Any, window: Window, steps: int, seed: int, progress: bool
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield density, and positions and velocities where they are known, of all members."""
-    states = _iterate(emulator, state, window, steps, seed)
-    bar = progress_bar(states, "rollout", steps, disable=None if progress else True, unit="step")
+    emulator: Emulator,
+    state: Any,
+    window: Window,
+    steps: int,
+    seed: int,
+    progress: bool,
+    first: int = 0,
+) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
+    """Yield density, and positions and velocities where they are known, of all members; states.
+
+    The frame of the state given comes first.
+    """
+    states = _iterate(emulator, state, window, steps, seed, first)
+    hidden = None if progress else True
+    bar = progress_bar(states, "rollout", steps, initial=first, disable=hidden, unit="step")
     known = getattr(emulator, "nuclei", lambda state: ())
-    yield _frame(window.at(0), known(state))
+    yield _frame(emulator.density(state) if first else window.at(0), known(state)), state
     for state, density in bar:
-        yield _frame(density, known(state))
+        yield _frame(density, known(state)), state
 
 
 def _frame(density: Tensor, nuclei: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
     names = ("positions", "velocities")
     atoms = {n: x.double().cpu().numpy() for n, x in zip(names, nuclei, strict=False)}
     return {"density": density.cpu().numpy(), **atoms}
-
-
-def _writer(
-    path: Path, first: Window, frames: int, details: Mapping[str, Any]
-) -> TrajectoryWriter:
-    return create_trajectory(
-        path,
-        n_frames=frames,
-        grid=first.grid,
-        cell=first.cell[0].cpu().numpy(),
-        numbers=None if first.numbers is None else first.numbers.cpu().numpy(),
-        attrs=details,
-        allow_negative=True,
-    )
 
 
 def _in_memory(

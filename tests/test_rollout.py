@@ -19,10 +19,15 @@ from torch import Tensor, nn
 
 from densitykit.assess import assess_rollout, one_step_errors, one_step_table
 from densitykit.data.windows import Window, Windows
-from densitykit.errors import RolloutError, ShapeError, TrajectoryError, WindowError
+from densitykit.errors import (
+    RolloutError,
+    ShapeError,
+    TrajectoryError,
+    UnfinishedError,
+    WindowError,
+)
 from densitykit.io.reader import open_trajectory
 from densitykit.io.validate import validate_trajectory
-from densitykit.io.writer import TrajectoryWriter
 from densitykit.models.base import Emulator, FieldEmulator, FieldState
 from densitykit.models.baselines import LinearExtrapolation, Persistence
 from densitykit.rollout import Thermostat, check_emulator, iterate, rollout, start
@@ -326,11 +331,17 @@ def test_divergence_names_the_step_and_keeps_what_came_before(tmp_path):
 
 
 @pytest.mark.parametrize("make", [still, ensemble])
-def test_a_taken_path_is_refused(tmp_path, make):
-    path = tmp_path / "run.zarr"
-    quiet(Persistence(2.0), make(), 1, path=path)
+def test_a_taken_path_is_refused(tmp_path, make, mock_trajectory):
+    path = mock_trajectory("run.zarr")
+    before = open_trajectory(path).load()
     with pytest.raises(TrajectoryError, match="run.zarr.*already exists.*another path"):
         quiet(Persistence(2.0), make(), 1, path=path)
+    assert open_trajectory(path).load().identical(before)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("dear diary")
+    with pytest.raises(UnfinishedError, match="mine: no trajectory, so it is not replaced"):
+        quiet(Persistence(2.0), make(), 1, path=tmp_path / "mine", restart=True)
+    assert (tmp_path / "mine" / "notes").exists()
 
 
 def test_an_ensemble_does_not_move_into_a_single_run(tmp_path):
@@ -341,11 +352,118 @@ def test_an_ensemble_does_not_move_into_a_single_run(tmp_path):
     assert not (path / "member-0").exists()
 
 
+# --- interrupted -----------------------------------------------------------------------------
+
+
+class Wrapped:
+    """A state of a class that no file may bring back."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+class Strange(Map):
+    def init(self, window: Window) -> Wrapped:
+        return Wrapped(super().init(window))
+
+    def step(self, state: Wrapped, generator: torch.Generator | None = None) -> Wrapped:
+        return Wrapped(kick.step(state.x, generator))
+
+    def density(self, state: Wrapped) -> Tensor:
+        return state.x
+
+
+def interrupted(emulator: Any, monkeypatch: pytest.MonkeyPatch, at: int) -> list[int]:
+    """Let the emulator stop once, as by Ctrl-C, before its n-th step; give the steps taken."""
+    step, taken = type(emulator).step, []
+
+    def stops(self: Any, state: Any, generator: torch.Generator | None = None) -> Any:
+        taken.append(len(taken))
+        if len(taken) == at:
+            raise KeyboardInterrupt
+        return step(self, state, generator)
+
+    monkeypatch.setattr(type(emulator), "step", stops)
+    return taken
+
+
+STARTS = {
+    "tensor": (lambda: Map(kick.function), still, 10),
+    "ensemble": (lambda: Map(kick.function), ensemble, 10),
+    "fields": (lambda: Noisy(0.9), lambda: uniform()[0], 10),
+    "tuple": (Translation, lambda: Windows(drifting(), 4.0)[0], 10),
+    "strange": (lambda: Strange(None), still, 15),  # from the start: five steps twice
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_an_interrupted_rollout_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
+    make, window, steps = STARTS[name]
+    emulator, path = make(), tmp_path / "run.zarr"
+    whole = quiet(make(), window(), 9, path=tmp_path / "whole.zarr").load()
+    taken = interrupted(emulator, monkeypatch, 6)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(emulator, window(), 9, path=path)
+    monkeypatch.undo()  # the emulator is as it was
+    stopped, after = len(taken), make()
+    again = interrupted(after, monkeypatch, 1000)
+    parts = quiet(after, window(), 9, path=path).load()
+    assert stopped + len(again) == steps
+    for name in whole:
+        np.testing.assert_array_equal(parts[name], whole[name])
+    assert not list(tmp_path.glob(".*"))
+    count = len(again)
+    quiet(after, window(), 9, path=path)
+    assert len(again) == count  # it is finished
+    longer = quiet(after, window(), 12, path=path).load()
+    expected = quiet(make(), window(), 12).density
+    np.testing.assert_array_equal(longer.density, expected)
+
+
+def test_a_rollout_of_another_recipe_is_refused_or_begun_anew(tmp_path, monkeypatch):
+    path, emulator = tmp_path / "run.zarr", Noisy(0.9)
+    window, _, _ = uniform()
+    interrupted(emulator, monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(emulator, window, 9, path=path)
+    monkeypatch.undo()
+    for other, options, named in (
+        (Noisy(0.9), {"seed": 1}, "seed is 0, not 1"),
+        (Noisy(0.8), {}, "emulator is Noisy, crc32 .*, not Noisy, crc32 "),
+        (Damped(0.9), {}, "emulator is Noisy, .* not Damped, "),
+    ):
+        with pytest.raises(UnfinishedError, match=rf"run.zarr: begun with .*{named}.*--restart"):
+            quiet(other, window, 9, path=path, **options)
+    with pytest.raises(UnfinishedError, match="start is 0 fs, crc32 .*, not 2 fs, crc32 "):
+        quiet(Noisy(0.9), uniform(now=2.0)[0], 9, path=path)
+    anew = quiet(Noisy(0.9), window, 9, path=path, seed=1, restart=True)
+    np.testing.assert_array_equal(anew.density, quiet(Noisy(0.9), window, 9, seed=1).density)
+
+
+def test_a_state_ahead_of_its_store_is_not_used(tmp_path, monkeypatch):
+    """As after a power loss that has taken the last frames."""
+    path, emulator = tmp_path / "run.zarr", Map(kick.function)
+    interrupted(emulator, monkeypatch, 6)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(emulator, still(), 9, path=path)
+    monkeypatch.undo()
+    state = tmp_path / ".run.zarr.state.npz"
+    content = state.read_bytes()
+    quiet(Map(kick.function), still(), 2, path=path, restart=True)
+    state.write_bytes(content)
+    whole = quiet(Map(kick.function), still(), 9)
+    np.testing.assert_array_equal(
+        quiet(Map(kick.function), still(), 9, path=path).density, whole.density
+    )
+
+
 KILLED = """
 import sys, time, torch
 from densitykit.data.windows import Window
 from densitykit.models.baselines import Persistence
+from densitykit import rollout as module
 from densitykit.rollout import rollout
+module._SAVE_SECONDS = 0.02
 class Shift(Persistence):
     def step(self, state, generator=None):
         time.sleep(0.01)
@@ -356,28 +474,30 @@ rollout(Shift(2.0), window, 5000, path=sys.argv[1], progress=False)
 """
 
 
-def test_sigkill_leaves_a_valid_store(tmp_path):
-    path = tmp_path / "run.zarr"
-    root = str(Path(__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": root}
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], env=environment)
-    try:
-        patience = time.monotonic() + 120
-        while len(list(path.glob("density/c.*"))) < 6:
-            assert process.poll() is None and time.monotonic() < patience
-            time.sleep(0.005)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert validate_trajectory(path) == []
-    density = open_trajectory(path).density.values
-    assert 5 <= len(density) < 5001
-    first = np.arange(64.0).reshape(4, 4, 4) + 1
-    np.testing.assert_array_equal(
-        density, [np.roll(first, k, axis=0) for k in range(len(density))]
-    )
-    writer = TrajectoryWriter(path)  # and it can go on
-    assert writer.append(first, 2.0 * len(density)) == len(density)
+def test_killed_rollouts_go_on(tmp_path):
+    """SIGKILL at any moment, three times: a valid store each time, in the end the right one."""
+    path, first = tmp_path / "run.zarr", np.arange(64.0).reshape(4, 4, 4) + 1
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    made = 0
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], env=environment)
+        try:
+            patience = time.monotonic() + 120
+            while len(list(path.glob("density/c.*"))) < made + 12:
+                assert process.poll() is None and time.monotonic() < patience
+                time.sleep(0.005)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert validate_trajectory(path) == []
+        density = open_trajectory(path).density.values
+        assert made + 11 <= len(density) < 5001
+        np.testing.assert_array_equal(
+            density, [np.roll(first, k, axis=0) for k in range(len(density))]
+        )
+        with np.load(tmp_path / ".run.zarr.state.npz") as saved:
+            assert made < int(saved["step"]) < len(density)
+        made = len(density)
 
 
 # --- thermostat ------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from densitykit.chain.plane_waves import require
 from densitykit.io.reader import open_trajectory
 from densitykit.io.rebuild import pack_trajectory
 from densitykit.io.splits import write_splits
+from densitykit.io.work import discard
 from densitykit.io.writer import copy_frames, create_trajectory
 
 __all__ = ["BUNDLED_STEPS", "TRANSFER_SEEDS", "TRANSFER_STEPS", "chain_dataset"]
@@ -48,6 +49,7 @@ def chain_dataset(
     steps: Mapping[str, Sequence[int]] | None = None,
     transfer_steps: Sequence[int] = TRANSFER_STEPS,
     progress: bool = True,
+    restart: bool = False,
     **options: Any,
 ) -> list[Path]:
     """Make the bundled data sets: ``folder/<system>.zarr`` with runs and splits; restartable.
@@ -69,6 +71,8 @@ def chain_dataset(
         Of the transfer run; none leaves it out.
     progress
         Show progress bars.
+    restart
+        Begin anew what is unfinished or finished; without it stores that are there are left.
     **options
         To `simulate_chain`; the transfer run has twice its time step.
 
@@ -83,11 +87,13 @@ def chain_dataset(
         As `simulate_chain`.
     """
     steps = BUNDLED_STEPS if steps is None else steps
-    options |= {"progress": progress}
+    options |= {"progress": progress, "restart": restart}
     work, made = Path(folder) / ".work", []
     for system in systems:
         require(system in SYSTEMS, "system", repr(system), f"choose one of {sorted(SYSTEMS)}")
         made.append(Path(folder) / f"{system}.zarr")
+        if restart:
+            discard(made[-1])
         if made[-1].exists():
             continue
         parts = _simulate(work, system, steps, transfer_steps, options)

@@ -26,9 +26,8 @@ written to the attributes.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -42,8 +41,8 @@ from densitykit.chain.kohn_sham import KohnShamSolution, ReducedHartreeFock1D
 from densitykit.chain.plane_waves import require
 from densitykit.chain.screening import InverseDielectric, solve_screened
 from densitykit.io.progress import progress_bar
-from densitykit.io.reader import open_trajectory
-from densitykit.io.store import load_arrays, save_arrays
+from densitykit.io.store import locate
+from densitykit.io.work import Work, check_store, discard
 from densitykit.io.writer import TrajectoryWriter, create_trajectory
 from densitykit.units import ATOMIC_TIME, BOHR, BOLTZMANN_HARTREE, HARTREE
 
@@ -160,6 +159,7 @@ def simulate_chain(
     displacement: float = 3.0,
     spacing: float = 10.0,
     progress: bool = True,
+    restart: bool = False,
     **model_options: Any,
 ) -> Path:
     """Run molecular dynamics into a one-dimensional trajectory; go on if it is there already.
@@ -188,6 +188,8 @@ def simulate_chain(
         Of the undisplaced chain, in bohr.
     progress
         Show a progress bar.
+    restart
+        Begin anew; the trajectory at `path` is removed.
     **model_options
         To `ReducedHartreeFock1D`; ``n_grid`` is two points per bohr by default.
 
@@ -199,8 +201,9 @@ def simulate_chain(
     Raises
     ------
     GenerationError
-        An argument is unusable, the trajectory at ``path`` was made with others,
-        or a density did not converge.
+        An argument is unusable, or a density did not converge.
+    UnfinishedError
+        The trajectory at ``path`` was made with other arguments.
     TrajectoryError
         What is at ``path`` is no trajectory.
     """
@@ -218,9 +221,12 @@ def simulate_chain(
     recipe |= {"seed": seed, "displacement_bohr": displacement, "spacing_bohr": spacing}
     recipe |= {"mass_electron": mass, "time_step_au": time_step, "steps": wanted.tolist()}
     recipe |= {"model": model_options}
-    writer = _open_writer(path, model, recipe)
+    work = Work(path.absolute().with_name(f".{path.name}.state.npz"), recipe, restart=restart)
+    if restart:
+        discard(path)
+    writer = _open_writer(path, model, work)
     if writer.n_committed < writer.n_frames:
-        _run(writer, model, recipe, progress)
+        _run(writer, model, work, progress)
     return path
 
 
@@ -245,18 +251,14 @@ def _widths(system: str | Sequence[float], n_atoms: int) -> list[float]:
     return [width for width in different for _ in range(n_atoms // len(different))]
 
 
-def _open_writer(
-    path: Path, model: ReducedHartreeFock1D, recipe: Mapping[str, Any]
-) -> TrajectoryWriter:
+def _open_writer(path: Path, model: ReducedHartreeFock1D, work: Work) -> TrajectoryWriter:
     """Create the trajectory, or open the one there is if it was made in the same way."""
-    recipe = json.loads(json.dumps(recipe, default=float))
+    recipe = work.recipe
     if path.exists():
-        made = json.loads(open_trajectory(path).attrs.get("recipe", "{}"))
-        for key in recipe:
-            fix = "choose another path, or ask for the same again"
-            require(made.get(key) == recipe[key], f"{path}: {key}", made.get(key), fix)
+        fix = "choose another path"
+        require(check_store(locate(path), recipe), f"{path}: recipe", "missing", fix)
         return TrajectoryWriter(path)
-    _state_path(path).unlink(missing_ok=True)  # of a store that was here before
+    work.remove()  # of a store that was here before
 
     attrs = {
         "engine": f"densitykit {__version__}, densitykit.chain.dynamics",
@@ -296,12 +298,13 @@ def _species(widths: NDArray[np.float64]) -> NDArray[np.int64]:
 def _run(
     writer: TrajectoryWriter,
     model: ReducedHartreeFock1D,
-    recipe: Mapping[str, Any],
+    work: Work,
     progress: bool,
 ) -> None:
     """Go on from the saved state, if there is one, to the last frame wanted."""
-    checkpoint = _state_path(writer.path)
-    state = _load(checkpoint)
+    recipe, saved = work.recipe, work.load()
+    keys = ("R", "v", "F", "rho")
+    state = None if saved is None else _State(int(saved["step"]), *(saved[key] for key in keys))
     dynamics = _Dynamics(model, recipe["mass_electron"], recipe["time_step_au"], state)
     steps = recipe["steps"]
     bar = progress_bar(
@@ -321,20 +324,7 @@ def _run(
             if writer.n_committed == writer.n_frames:
                 break
             if step % CHECKPOINT_STEPS == 0:
-                save_arrays(checkpoint, vars(dynamics.state))
+                work.save(vars(dynamics.state))
             dynamics.advance()
             bar.update()
-    checkpoint.unlink(missing_ok=True)
-
-
-def _state_path(path: Path) -> Path:
-    """Where the state of an unfinished run is kept."""
-    return path.with_name(f".{path.name}.state.npz")
-
-
-def _load(path: Path) -> _State | None:
-    """Read the saved state; None if there is none."""
-    if not path.exists():
-        return None
-    saved = load_arrays(path)
-    return _State(int(saved["step"]), *(saved[key] for key in ("R", "v", "F", "rho")))
+    work.remove()

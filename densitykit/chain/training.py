@@ -27,6 +27,7 @@ from densitykit.chain.smooth_density import SmoothDensity1D, design_matrix
 from densitykit.chain.snapshots import ChainSnapshots
 from densitykit.data.windows import step_generator
 from densitykit.io.progress import progress_bar
+from densitykit.io.work import fingerprint
 from densitykit.training.state import TrainingState, adam_state
 
 __all__ = [
@@ -167,7 +168,7 @@ def train_ensemble(
     seed
         Of the order of the snapshots, the same for all models.
     run_dir
-        Where ``state.safetensors`` and ``log.csv`` go; an unfinished training found there
+        Where ``state.npz`` and ``log.csv`` go; an unfinished training found there
         is continued.
     save_every
         Epochs between saved states.
@@ -182,13 +183,14 @@ def train_ensemble(
 
     Raises
     ------
-    CheckpointError
+    UnfinishedError
         ``run_dir`` holds the state of another training.
     """
     run = _AdamRun(models, training, validation, batch, seed)
     settings = {"epochs": epochs, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     settings |= {"rate": rate.__name__, "snapshots": len(training)}
-    state = TrainingState(run_dir, run.tensors, settings)
+    settings |= {"data": f"crc32 {fingerprint([training, validation]):08x}"}
+    state = TrainingState(run_dir, run.tensors, settings, epochs)
     rows = state.restore()
     started = time.process_time() - (rows[-1]["seconds"] if rows else 0.0)
     bar = progress_bar(range(len(rows), epochs), label, epochs, initial=len(rows))

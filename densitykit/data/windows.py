@@ -17,7 +17,7 @@ a resumed training sees what an uninterrupted one sees.
 from __future__ import annotations
 
 import dataclasses
-import zlib
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from torch import Tensor
 from densitykit.data.symmetry import augment
 from densitykit.errors import TrajectoryError, WindowError
 from densitykit.io.reader import open_split
+from densitykit.io.work import fingerprint
 
 __all__ = [
     "Window",
@@ -202,7 +203,7 @@ class Windows:
         steps: int = 1,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.source = run.encoding.get("source", "trajectory")
+        self.run, self.source = run, run.encoding.get("source", "trajectory")
         self.times, self.time_step = _equal_times(run, self.source)
         self.cell = torch.from_numpy(_constant_cell(run, self.source))
         self.frames = _Frames(run["density"], self.source, cache_bytes)
@@ -219,6 +220,7 @@ class Windows:
             )
         self.numbers = _optional(run, "numbers")
         self.positions, self.velocities = (_optional(run, n) for n in ("positions", "velocities"))
+        self._electrons = _optional(run, "n_electrons")
 
     def __len__(self) -> int:
         return max(0, len(self.times) - self.offsets[-1] - self.context + 1)
@@ -238,6 +240,12 @@ class Windows:
             raise WindowError(
                 f"{self.source}: there is no window {index}; choose 0 to {len(self) - 1}"
             ) from None
+        needed = 4 * len(chosen) * len(self.offsets) * int(np.prod(self.grid))
+        if needed > _memory():
+            raise WindowError(
+                f"{self.source}: {len(chosen)} windows at once take {needed / 1e9:.0f} GB; take "
+                "fewer (--batch)"
+            )
         frames = np.array([[i + self.context - 1 + k for k in self.offsets] for i in chosen])
         atoms = {name: getattr(self, name) for name in ("positions", "velocities")}
         return Window(
@@ -266,14 +274,22 @@ class Windows:
         return list(indices[:: max(1, -(-len(indices) // limit))] if limit else indices)
 
     def fingerprint(self) -> str:
-        """Return a short word for what the windows hold: times, cell, atoms and three frames."""
-        checksum = 0
+        """Return a short word for what the windows hold.
+
+        Times, cell, atoms, electron counts of all frames as they are stored, and three densities.
+        """
         middle = {0, len(self.times) // 2, len(self.times) - 1}
-        parts = [self.times, self.cell.numpy(), *(self.frames[i].numpy() for i in sorted(middle))]
-        parts += [] if self.numbers is None else [self.numbers.numpy()]
-        for part in parts:
-            checksum = zlib.crc32(np.ascontiguousarray(part).tobytes(), checksum)
-        return f"{len(self)} windows, {self.horizon:g} fs, crc32 {checksum:08x}"
+        atoms = [self.numbers, self.positions, self.velocities, self._electrons]
+        parts = [self.times, self.cell, *atoms, *(self.frames[i] for i in sorted(middle))]
+        return f"{len(self)} windows, {self.horizon:g} fs, crc32 {fingerprint(parts):08x}"
+
+
+def _memory() -> float:
+    """Bytes of this machine; no bound where it does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return np.inf
 
 
 class _Frames:

@@ -82,6 +82,7 @@ def _dynamics(
             keepbits=10,
             lowest_density=1e-4,
             attrs={"title": f"{title}, {arguments.temperature:g} K"},
+            restart=arguments.restart,
         )
     print(summarise(arguments.out))
     drift = energy_drift(open_trajectory(arguments.out))
@@ -96,7 +97,7 @@ def _chain(arguments: argparse.Namespace) -> int:
     from densitykit.io.describe import summarise
 
     if arguments.dataset:
-        (path,) = chain_dataset(arguments.out, [arguments.model])
+        (path,) = chain_dataset(arguments.out, [arguments.model], restart=arguments.restart)
     else:
         path = simulate_chain(
             arguments.out,
@@ -105,6 +106,7 @@ def _chain(arguments: argparse.Namespace) -> int:
             n_steps=arguments.steps,
             stride=arguments.interval,
             seed=arguments.seed,
+            restart=arguments.restart,
         )
     print(summarise(path))
     return 0
@@ -124,6 +126,7 @@ def _static(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         workers=arguments.workers,
         scheduler=arguments.scheduler,
+        restart=arguments.restart,
     )
     print(summarise(path))
     return 0
@@ -163,6 +166,7 @@ def _system(
     sub.add_argument("out", type=Path, help="trajectory store to write or continue")
     text = "of all random numbers (default: 0; a chain: its recipe's)"
     sub.add_argument("--seed", type=types.seed, default=None if name == "chain" else 0, help=text)
+    sub.add_argument("--restart", action="store_true", help="begin anew; OUT is removed")
     return sub
 
 
@@ -174,8 +178,8 @@ def _add_chain(systems: argparse._SubParsersAction) -> None:
     sub.add_argument("--model", choices=models, default="insulator", help=text)
     sub.add_argument("--dataset", action="store_true", help="the bundled set, in folder OUT")
     text = "of the dynamics (default: 30000)"
-    sub.add_argument("--steps", type=types.positive_count, default=30_000, metavar="N", help=text)
-    sub.add_argument("--size", type=types.positive_count, default=8, help="atoms (default: 8)")
+    sub.add_argument("--steps", type=types.frames, default=30_000, metavar="N", help=text)
+    sub.add_argument("--size", type=types.batch, default=8, help="atoms (default: 8)")
     text = "steps between stored frames (default: 20)"
     sub.add_argument("--interval", type=types.positive_count, default=20, metavar="N", help=text)
 
@@ -183,9 +187,9 @@ def _add_chain(systems: argparse._SubParsersAction) -> None:
 def _add_lithium(systems: argparse._SubParsersAction) -> None:
     sub = _system(systems, "lithium", _lithium, "Ab-initio molecular dynamics of liquid lithium.")
     text = "number of the last step (default: 1000)"
-    sub.add_argument("--steps", type=types.positive_count, default=1000, metavar="N", help=text)
+    sub.add_argument("--steps", type=types.frames, default=1000, metavar="N", help=text)
     text = "atoms in the cell (default: 32)"
-    sub.add_argument("--size", type=types.positive_count, default=32, metavar="N", help=text)
+    sub.add_argument("--size", type=types.batch, default=32, metavar="N", help=text)
     _add_dynamics(sub, temperature=800.0, time_step=3.0, interval=2, cutoff=16.0)
 
 
@@ -193,7 +197,7 @@ def _add_sodium_chloride(systems: argparse._SubParsersAction) -> None:
     text = "Ab-initio molecular dynamics of hot rock salt, 24 atoms in an orthorhombic cell."
     sub = _system(systems, "sodium-chloride", _sodium_chloride, text)
     text = "number of the last step (default: 400)"
-    sub.add_argument("--steps", type=types.positive_count, default=400, metavar="N", help=text)
+    sub.add_argument("--steps", type=types.frames, default=400, metavar="N", help=text)
     _add_dynamics(sub, temperature=900.0, time_step=5.0, interval=1, cutoff=24.0)
 
 
@@ -226,13 +230,13 @@ def _add_dynamics(
 def _add_static(systems: argparse._SubParsersAction, name: str) -> None:
     sub = _system(systems, name, _static, f"Snapshots of {name} and their densities.")
     text = "how many (default: the size of the data set)"
-    sub.add_argument("--snapshots", type=types.positive_count, metavar="N", help=text)
+    sub.add_argument("--snapshots", type=types.frames, metavar="N", help=text)
     text = "molecules of water, atoms of aluminium"
-    sub.add_argument("--size", type=types.positive_count, metavar="N", help=text)
+    sub.add_argument("--size", type=types.batch, metavar="N", help=text)
     text = "K (default: that of the data set)"
     sub.add_argument("--temperature", type=types.positive, metavar="T", help=text)
     text = "local processes (default: 1)"
-    sub.add_argument("--workers", type=types.positive_count, default=1, metavar="N", help=text)
+    sub.add_argument("--workers", type=types.processes, default=1, metavar="N", help=text)
     sub.add_argument("--scheduler", help="address of a dask scheduler to spread over")
 
 

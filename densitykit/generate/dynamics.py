@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,7 +38,8 @@ from densitykit.generate.engine import Engine, valence_charges
 from densitykit.io.progress import progress_bar
 from densitykit.io.reader import open_trajectory
 from densitykit.io.rebuild import extend_trajectory
-from densitykit.io.store import load_arrays, save_arrays
+from densitykit.io.store import locate
+from densitykit.io.work import Work, as_recipe, check_store, discard
 from densitykit.io.writer import TrajectoryWriter, create_trajectory
 
 __all__ = ["energy_drift", "molecular_dynamics"]
@@ -60,22 +61,11 @@ class State:
     generator: str  # state of the random generator, JSON
     density: NDArray[np.float64]  # of this step where it is a frame, else empty
 
-    def save(self, path: Path) -> None:
-        """Replace the state file in one piece."""
-        save_arrays(path, vars(self))
-
     @classmethod
-    def load(cls, path: Path) -> Self:
-        try:
-            stored = load_arrays(path)
-            values = {field.name: stored[field.name] for field in fields(cls)}
-        except Exception as error:  # zip, numpy and the file system each raise their own
-            raise GenerationError(
-                f"{path}: no state of a molecular dynamics run ({error}); remove the file to go "
-                "on from the last frame of the trajectory"
-            ) from error
+    def of(cls, values: Mapping[str, NDArray]) -> Self:
+        """The state of arrays that `Work` has saved."""
         scalars = {name: v.item() for name, v in values.items() if v.ndim == 0}
-        return cls(**values | scalars)
+        return cls(**{**values, **scalars})
 
 
 def molecular_dynamics(
@@ -93,12 +83,13 @@ def molecular_dynamics(
     keepbits: int | None = None,
     lowest_density: float = 0.0,
     attrs: Mapping[str, Any] | None = None,
+    restart: bool = False,
 ) -> Path:
     """Run ab-initio molecular dynamics to step `n_steps`, or continue it to there.
 
-    Where `path` is a trajectory it is continued: from its state file if there is one (an
-    interrupted run), otherwise from its last frame with new random numbers. Then `atoms` tells
-    elements and cell only.
+    Where `path` is a trajectory of the same recipe it is continued: from its state file if there
+    is one (an interrupted run), otherwise from its last frame with new random numbers. Then
+    `atoms` tells elements and cell only.
 
     Parameters
     ----------
@@ -129,6 +120,8 @@ def molecular_dynamics(
         below zero near cores.
     attrs
         Further attributes of the trajectory.
+    restart
+        Begin anew; the trajectory at `path` is removed.
 
     Returns
     -------
@@ -138,7 +131,9 @@ def molecular_dynamics(
     Raises
     ------
     GenerationError
-        The engine failed, or `path` holds another system or time step.
+        The engine failed, or `path` holds no molecular dynamics.
+    UnfinishedError
+        `path` holds another system, or other settings.
     TrajectoryError
         The store is broken.
     """
@@ -151,10 +146,14 @@ def molecular_dynamics(
     atoms = atoms.copy()
     atoms.set_constraint(FixCom())
     atoms.calc = engine
-    generator = np.random.default_rng(seed)
+    generator, ensemble = np.random.default_rng(seed), _ensemble(temperature, relaxation)
+    recipe = _recipe(atoms, engine) | {"time_step_fs": time_step, "grid": list(grid), **ensemble}
+    recipe |= {"interval": interval, "lowest_density": lowest_density, "keepbits": keepbits}
+    work = Work(_state_file(path), recipe | {"seed": seed}, restart=restart)
+    if restart:
+        discard(path)
     if not path.exists():
-        _state_file(path).unlink(missing_ok=True)  # of a trajectory that was deleted
-        ensemble = _ensemble(temperature, relaxation)
+        work.remove()  # of a trajectory that was deleted
         attrs = {"time_step_fs": time_step, "seed": seed, **ensemble, **dict(attrs or {})}
         atoms.get_potential_energy()  # a failing engine fails before anything is on disk
         description = engine.description()
@@ -167,17 +166,27 @@ def molecular_dynamics(
             valence_charges=valence_charges(description, atoms.numbers),
             extra_scalars={"conserved_energy": "eV", "step": "1"},
             keepbits=keepbits,
-            attrs=description | attrs,
+            attrs=description | attrs | {"recipe": json.dumps(as_recipe(recipe))},
         )
-    state, writer = _resume(path, atoms, generator, time_step, temperature, grid)
+    else:
+        check_store(locate(path), recipe)
+    state, writer = _resume(work, path, atoms, generator, time_step, temperature, grid)
     _check_same(path, atoms, state, time_step)
     n_frames = writer.n_committed + (n_steps - state.step) // interval + 1
     if writer.n_frames < n_frames:
         writer = extend_trajectory(path, n_frames)
     dynamics = _integrator(atoms, temperature, relaxation, time_step, generator)
     dynamics.transferred_energy = state.transferred
-    _run(dynamics, state, writer, n_steps, interval, grid, lowest_density, generator)
+    _run(dynamics, state, writer, work, n_steps, interval, grid, lowest_density, generator)
     return path
+
+
+def _recipe(atoms: Atoms, engine: Engine) -> dict[str, Any]:
+    """What a run is of; of the engine what it knows before its first solve."""
+    settings = ("functional", "cutoff_rydberg", "k_points", "smearing", "basis", "bands")
+    told = {k: v for k, v in engine.description().items() if k in settings and v != "none"}
+    cell = np.round(atoms.cell.array, 6).tolist()
+    return {"numbers": atoms.numbers.tolist(), "cell": cell, "engine": told}
 
 
 def _ensemble(temperature: float | None, relaxation: float) -> dict[str, str]:
@@ -216,6 +225,7 @@ def _state_file(path: Path) -> Path:
 
 
 def _resume(
+    work: Work,
     path: Path,
     atoms: Atoms,
     generator: np.random.Generator,
@@ -225,15 +235,15 @@ def _resume(
 ) -> tuple[State, TrajectoryWriter]:
     """Return the state to go on from, with `atoms` and `generator` set to it."""
     writer = TrajectoryWriter(path)
-    if _state_file(path).exists():
-        state = State.load(_state_file(path))
+    if (saved := work.load()) is not None:
+        state = State.of(saved)
         generator.bit_generator.state = json.loads(state.generator)
     elif writer.n_committed:
         state = _last_frame(path, atoms, generator, time_step)
     else:
         _prepare_velocities(atoms, temperature, generator)
         state = _initial(atoms, generator, time_step, grid)
-        state.save(_state_file(path))
+        work.save(vars(state))
     if state.positions.shape != atoms.positions.shape:
         raise GenerationError(
             f"{path}: its state has {len(state.positions)} atoms, not {len(atoms)}; give the "
@@ -310,6 +320,7 @@ def _run(
     dynamics: VelocityVerlet,
     state: State,
     writer: TrajectoryWriter,
+    work: Work,
     n_steps: int,
     interval: int,
     grid: Sequence[int],
@@ -332,7 +343,7 @@ def _run(
             state.generator = json.dumps(generator.bit_generator.state)
             due = (state.step - state.origin) % interval == 0
             state.density = atoms.calc.density(tuple(grid)) if due else np.empty(0)
-            state.save(_state_file(writer.path))
+            work.save(vars(state))
             _commit(writer, state, atoms, lowest_density)
             _report(bar, state, atoms)
 

@@ -146,7 +146,7 @@ def _gfn2() -> Any:
 
 
 def missing(package: str) -> GenerationError:
-    return GenerationError(f'{package} is not installed; pip install "densitykit[dft]"')
+    return GenerationError(f'{package} is not installed; in a clone: pip install -e ".[dft]"')
 
 
 def _boxed(atoms: Atoms, margin: float) -> Atoms:

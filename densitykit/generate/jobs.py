@@ -4,9 +4,10 @@ A job is one configuration; its result is density, energy and forces. Jobs share
 speed-up is that of the number of workers. What takes care is that they fail one by one:
 
 * an engine that raises costs its own snapshot and is replaced by a fresh one;
-* a worker that dies (killed for its memory, a crash in Fortran) costs what was being computed, and
-  the pool is built again;
-* workers end with the process that started them, even when that is killed.
+* a worker that dies (killed for its memory, a crash in Fortran) costs its own job a further try,
+  and a fresh worker takes its place; a job that has lost three workers is named and set aside;
+* workers end with the process that started them, even when that is killed; interrupted (Ctrl-C),
+  it ends them at once.
 
 Each worker process starts its engine once and keeps it, since a start is expensive and many
 engines keep their state in global variables.
@@ -18,9 +19,11 @@ import json
 import multiprocessing
 import os
 import pickle
+import signal
+import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -45,6 +48,7 @@ __all__ = ["Result", "close_engines", "evaluate", "evaluate_all"]
 #: arrays and the description of a snapshot, or {"error": reason}
 Result = dict[str, Any]
 
+_PATIENCE = 3  # workers that a job may cost
 _ENGINES: dict[bytes, Engine] = {}
 _LOCK = threading.Lock()  # engines are not thread-safe; dask workers have threads
 
@@ -151,52 +155,105 @@ def evaluate_all(
     GenerationError
         The scheduler does not answer, or dask is missing.
     """
-    waiting = deque(sorted(configurations))
-    while waiting:
-        with _executor(workers, scheduler) as (executor, window):
-            running: dict[Future, int] = {}
-            intact = True
-            while running or (waiting and intact):
-                while waiting and intact and len(running) < window:
-                    index = waiting.popleft()
+    waiting, lost = deque(sorted(configurations)), Counter[int]()
+    with _slots(workers, scheduler, len(configurations)) as idle:
+        running: dict[Future, tuple[int, _Slot]] = {}
+        try:
+            while running or waiting:
+                while waiting and idle:
+                    index, slot = waiting.popleft(), idle.pop()
                     job = (engine, configurations[index], tuple(shape), f"snapshot {index}")
-                    try:
-                        running[executor.submit(evaluate, *job)] = index
-                    except BrokenExecutor:
-                        waiting.appendleft(index)
-                        intact = False
+                    running[slot.submit(evaluate, *job)] = index, slot
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    index = running.pop(future)
-                    error = future.exception()
-                    intact &= not isinstance(error, BrokenExecutor)
-                    lost = {"error": f"snapshot {index}: its worker died or was lost ({error!r})"}
-                    yield index, lost if error else future.result()
+                    index, slot = running.pop(future)
+                    idle.append(slot)
+                    if (error := future.exception()) is None:
+                        yield index, future.result()
+                        continue
+                    lost[index] += slot.losses
+                    if lost[index] < _PATIENCE:
+                        waiting.append(index)
+                        continue
+                    reason = f"its worker died or was lost {_PATIENCE} times, so it is set aside"
+                    yield index, {"error": f"snapshot {index}: {reason} ({error!r})"}
+        finally:
+            _end([slot for _, slot in running.values()])  # interrupted
+
+
+class _Slot:
+    """One local worker process at a time, started when it is needed."""
+
+    losses = 1
+
+    def __init__(self) -> None:
+        self.pool: ProcessPoolExecutor | None = None
+
+    def submit(self, *job: Any) -> Future:
+        """Hand a job to the worker, or to a fresh one if that is dead."""
+        try:
+            if self.pool is not None:
+                return self.pool.submit(*job)
+        except BrokenExecutor:
+            self.pool.shutdown(wait=False)
+        spawn = multiprocessing.get_context("spawn")  # fork would copy locks and open stores
+        self.pool = ProcessPoolExecutor(1, spawn, initializer=_end_with_parent)
+        return self.pool.submit(*job)
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown()
+
+    def processes(self) -> list[Any]:
+        return list((self.pool._processes or {}).values()) if self.pool is not None else []
+
+
+class _Remote:
+    """Room for one job on a scheduler, which keeps the queue and tries again by itself."""
+
+    losses = _PATIENCE
+
+    def __init__(self, executor: Executor) -> None:
+        self.submit = executor.submit
+
+    def processes(self) -> list[Any]:
+        return []  # the client cancels what is left
+
+
+def _end(slots: Sequence[_Slot | _Remote]) -> None:
+    """End busy workers; what they have started gets a moment to end before them."""
+    processes = [process for slot in slots for process in slot.processes()]
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + 0.5
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        process.kill()
 
 
 @contextmanager
-def _executor(workers: int, scheduler: str | None) -> Iterator[tuple[Executor, int]]:
-    """Give an executor and how many jobs to hand it at a time."""
+def _slots(workers: int, scheduler: str | None, jobs: int) -> Iterator[list[Any]]:
+    """Give what takes one job at a time, each."""
     if scheduler is not None:
         try:
             from distributed import Client
 
             client = Client(scheduler, timeout=30, set_as_default=False)
         except ImportError as error:
-            hint = 'pip install "densitykit[dft]"'
+            hint = 'in a clone: pip install -e ".[dft]"'
             raise GenerationError(f"dask.distributed is not installed; {hint}") from error
         except OSError as error:
             hint = "start one with `dask scheduler`, or correct the address"
             raise GenerationError(f"no dask scheduler at {scheduler}; {hint}") from error
         with client, client.get_executor(pure=False) as executor:
-            yield executor, 10**6  # the scheduler keeps the queue: workers may come and go
+            yield [_Remote(executor) for _ in range(jobs)]
         return
-    context = multiprocessing.get_context("spawn")  # fork would copy locks and open stores
+    slots = [_Slot() for _ in range(min(workers, jobs))]
     with _shared_cores(workers):
-        pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
         try:
-            yield pool, workers  # no more: all that is in a broken pool is lost
+            yield [*slots]
         finally:
-            pool.shutdown(cancel_futures=True)
+            for slot in slots:
+                slot.close()
 
 
 @contextmanager
@@ -213,7 +270,8 @@ def _shared_cores(workers: int) -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that spawned it ends, however it ends."""
+    """End this process when the one that spawned it ends, however it ends, or says so."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends what `subprocess.run` runs
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

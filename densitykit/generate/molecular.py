@@ -50,7 +50,7 @@ try:
     from pyscf.pbc import gto as periodic_gto
 except ImportError as error:
     raise ImportError(
-        "densitykit.generate.molecular needs PySCF: pip install 'densitykit[dft]'"
+        "densitykit.generate.molecular needs PySCF: in a clone, pip install -e '.[dft]'"
     ) from error
 
 __all__ = ["GaussianDFT", "PeriodicGaussianDFT"]

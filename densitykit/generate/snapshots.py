@@ -36,7 +36,8 @@ from densitykit.generate.engine import Engine, valence_charges
 from densitykit.generate.jobs import Result, evaluate_all
 from densitykit.io.progress import progress_bar
 from densitykit.io.splits import read_splits, write_splits
-from densitykit.io.store import PathLike, load_arrays, recover, save_arrays
+from densitykit.io.store import PathLike, load_arrays, locate, recover, save_arrays
+from densitykit.io.work import Work, as_recipe, check_recipe, discard, spelled
 from densitykit.io.writer import TrajectoryWriter, create_trajectory
 
 try:
@@ -103,6 +104,7 @@ def generate_snapshots(
     workers: int = 1,
     scheduler: str | None = None,
     progress: bool = True,
+    restart: bool = False,
 ) -> Path:
     """Make the static data set of a system, or finish it where it was interrupted.
 
@@ -121,6 +123,8 @@ def generate_snapshots(
         Local processes, or the address of a dask scheduler; see `evaluate_all`.
     progress
         Show bars.
+    restart
+        Begin anew; the trajectory at `path` is removed.
 
     Returns
     -------
@@ -130,17 +134,25 @@ def generate_snapshots(
     Raises
     ------
     GenerationError
-        Snapshots failed (the others are kept, a further call tries them again), the path holds
-        something else, or another process is working on it.
+        Snapshots failed (the others are kept, a further call tries them again), or another
+        process is working on it.
+    UnfinishedError
+        The path holds snapshots of another system, or made with other settings.
     """
     path, n = Path(path), sum(system.splits.values()) if n is None else n
     key = {"system": system.name, "n_snapshots": n, "seed": seed}
     root = next((p for p in path.parents if p.suffix == ".zarr"), path)
     work = root.with_name(f".{root.name}.work") / path.relative_to(root)
-    if path.exists():
-        attrs = zarr.open_group(path, mode="r").attrs
-        _check_key(path, {name: attrs.get(name) for name in key}, key)
+    key |= _settings(system)
+    if path.exists() and not restart:
+        attrs = zarr.open_group(locate(path), mode="r").attrs
+        older = {name: attrs.get(name) for name in ("system", "n_snapshots", "seed")}
+        check_recipe(path, json.loads(attrs.get("recipe", "{}")) or older, as_recipe(key))
     with _only_one(work):
+        if restart:
+            discard(path)
+            for file in [*work.glob("*.npz")]:
+                file.unlink()
         store = _Store(system, path, work, key)
         if store.n_committed < n:
             store.configurations = _configurations(system, work, key, progress)
@@ -151,6 +163,13 @@ def generate_snapshots(
     if work != root.with_name(f".{root.name}.work") and not any(work.parent.iterdir()):
         work.parent.rmdir()
     return path
+
+
+def _settings(system: System) -> dict[str, Any]:
+    """All that decides what the snapshots of a system are, by name."""
+    told = {name: spelled(getattr(system, name)) for name in ("geometries", "engine")}
+    numbers = ("spacing", "keepbits", "quantity", "resolution")
+    return told | {name: getattr(system, name) for name in numbers}
 
 
 def _compute(
@@ -235,7 +254,8 @@ class _Store:
         )
 
     def _create(self, atoms: Atoms, description: Mapping[str, Any]) -> TrajectoryWriter:
-        attrs = {**description, **self.system.provenance, **self.key}
+        attrs = {**description, **self.system.provenance, "recipe": as_recipe(self.key)}
+        attrs |= {name: self.key[name] for name in ("system", "n_snapshots", "seed")}
         attrs["configurations"] = f"{atoms.info['source']}; `time` is that of the dynamics"
         return create_trajectory(
             self.path,
@@ -255,33 +275,23 @@ class _Store:
 
 
 def _configurations(
-    system: System, work: Path, key: Mapping[str, Any], progress: bool
+    system: System, folder: Path, key: Mapping[str, Any], progress: bool
 ) -> list[Atoms]:
     """Return the configurations, drawn at the first call and read ever after."""
-    path = work / "configurations.npz"
-    if not path.exists():
+    work = Work(folder / "configurations.npz", key)
+    if (found := work.load()) is None:
         drawn = system.geometries(key["n_snapshots"], seed=key["seed"], progress=progress)
         arrays: Result = {"positions": np.array([atoms.positions for atoms in drawn])}
         arrays |= {"numbers": drawn[0].numbers, "cell": np.array(drawn[0].cell)}
-        arrays |= {"pbc": drawn[0].pbc, "key": json.dumps(key)}
         arrays |= {name: [a.info[name] for a in drawn] for name in ("time", "temperature")}
-        save_arrays(path, arrays | {"source": drawn[0].info["source"]})
-    found = load_arrays(path)
-    _check_key(path, json.loads(str(found["key"])), key)
+        work.save(arrays | {"pbc": drawn[0].pbc, "source": drawn[0].info["source"]})
+        found = work.load()
     configurations = []
     for R, time, T in zip(found["positions"], found["time"], found["temperature"], strict=True):
         atoms = Atoms(found["numbers"], R, cell=found["cell"], pbc=found["pbc"])
         atoms.info = {"time": float(time), "temperature": float(T), "source": str(found["source"])}
         configurations.append(atoms)
     return configurations
-
-
-def _check_key(path: Path, found: Mapping[str, Any], key: Mapping[str, Any]) -> None:
-    if dict(found) != dict(key):
-        raise GenerationError(
-            f"{path}: holds snapshots of {dict(found)}, not of {dict(key)}; "
-            "use the same settings to continue it, or another path"
-        )
 
 
 def _write_splits(system: System, root: Path, path: Path, n: int) -> None:

@@ -197,6 +197,7 @@ def generate(
     workers: int = 1,
     scheduler: str | None = None,
     progress: bool = True,
+    restart: bool = False,
 ) -> Path:
     """Make a static data set with all its runs, or finish it where it was interrupted.
 
@@ -206,7 +207,7 @@ def generate(
         See `systems`.
     path
         The store: `water.zarr`.
-    n, seed, workers, scheduler, progress
+    n, seed, workers, scheduler, progress, restart
         See `generate_snapshots`; `n` is that of each run.
 
     Returns
@@ -220,6 +221,7 @@ def generate(
         See `systems` and `generate_snapshots`.
     """
     options = {"seed": seed, "workers": workers, "scheduler": scheduler, "progress": progress}
+    options["restart"] = restart
     for run, found in systems(name, size, temperature).items():
         generate_snapshots(found, Path(path) / run, n, **options)
     return Path(path)

@@ -244,8 +244,11 @@ def locate(path: PathLike) -> Path:
         fix = "give the folder that holds it, or write the data with create_trajectory"
         raise fault(path, "store", "not a zarr v3 group, zarr.json is missing", fix)
     try:
-        is_group = json.loads((path / "zarr.json").read_bytes())["node_type"] == "group"
-    except (ValueError, KeyError, TypeError) as error:
+        node = json.loads((path / "zarr.json").read_bytes())
+        is_group = node["node_type"] == "group"
+        if repr(node["zarr_format"]) != "3" or not isinstance(node.get("attributes", {}), dict):
+            raise ValueError("zarr_format is not 3, or the attributes are no object")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise fault(path, "store", f"zarr.json is unreadable ({error!r})", RESTORE) from error
     if not is_group:
         raise fault(path, "store", "this is one variable", f"give its group, {path.parent}")
@@ -276,8 +279,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
 
 
 def load_arrays(path: Path) -> dict[str, NDArray]:

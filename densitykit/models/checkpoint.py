@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from densitykit import __version__
 from densitykit.errors import CheckpointError
-from densitykit.io.store import replacing
+from densitykit.io.store import fresh, replacing
 
 __all__ = [
     "MODELS",
@@ -109,6 +109,15 @@ def save_model(
         with replacing(target) as file:
             file.write(data)
     return weights
+
+
+def check_target(path: str | Path) -> None:
+    """Raise `OSError` or `CheckpointError`, before a training, where none can be written."""
+    weights = _beside(path, ".safetensors")
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    probe = fresh(weights, "partial")
+    probe.touch()
+    probe.unlink()
 
 
 def load_model(path: str | Path) -> nn.Module:
@@ -210,6 +219,8 @@ def _beside(path: str | Path, suffix: str) -> Path:
     """File of a checkpoint with this suffix; a name like "horizon-12.5" has none to replace."""
     path = Path(path)
     stem = path.name.removesuffix(".safetensors").removesuffix(".json")
+    if not stem:
+        raise CheckpointError(f"{path}: no name of a checkpoint; give one, such as li.safetensors")
     return path.with_name(stem + suffix)
 
 

@@ -13,9 +13,11 @@ from densitykit.data.windows import Windows
 from densitykit.errors import ShapeError
 from densitykit.models.base import FieldEmulator
 from densitykit.models.diffusion import LatentDiffusion
+from densitykit.models.nuclear.emulator import NuclearEmulator
 from densitykit.training.latent import copy_autoencoder, train_latent_diffusion
 from densitykit.training.loop import fit
 from densitykit.training.losses import LatentDiffusionLoss, OneStepLoss
+from densitykit.training.nuclear import train_emulator
 
 __all__ = [
     "LatentDiffusionLoss",
@@ -43,7 +45,9 @@ def train(
     model
         A field emulator: latent diffusion by its own loss, block by block
         (:func:`train_latent_diffusion`), others by the error of a step from a noisy start
-        (:class:`OneStepLoss`). Or a module of your own that is an objective
+        (:class:`OneStepLoss`). An emulator through the nuclei, of which
+        :func:`densitykit.training.nuclear.fit_parts` has fitted the rest: its residual net. Or a
+        module of your own that is an objective
         (:class:`densitykit.training.loop.Objective`).
     windows
         Training windows.
@@ -57,9 +61,12 @@ def train(
     list of dict
         One row a step.
     """
+    options |= {"steps": steps, "run_dir": run_dir}
+    if isinstance(model, NuclearEmulator):
+        watched = None if held_out is None else held_out.run
+        return train_emulator(model, windows.run, watched, **options)
     if held_out is not None:
         options["validate"] = partial(validation_error, model, held_out)
-    options |= {"steps": steps, "run_dir": run_dir}
     if isinstance(model, LatentDiffusion):
         return train_latent_diffusion(model, windows, **{"autoencoder_steps": steps} | options)
     if isinstance(model, FieldEmulator):

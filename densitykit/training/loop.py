@@ -1,9 +1,10 @@
 r"""One resumable loop, on Lightning Fabric: AdamW, a warmed-up cosine rate, averaged weights.
 
 The loop is a function of (seed, step, rank) only: batch, noise and learning rate of a step are
-drawn from a generator seeded by these. State is written as safetensors by an atomic rename, so a
+drawn from a generator seeded by these. State is one file, replaced in one piece, so a
 training killed at any moment continues with the loss curve of an uninterrupted one; it belongs to
-its settings and its data, and is refused for others.
+its settings and its data, and is refused for others. A finished one goes on with more steps, for
+which the rate rises and falls anew.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from densitykit.data.windows import Window, Windows, step_generator
 from densitykit.io.progress import progress_bar
-from densitykit.training.state import TrainingState, adam_state
+from densitykit.training.state import FIXED, TrainingState, adam_state
 
 __all__ = ["Objective", "fit"]
 
@@ -33,7 +35,9 @@ class Objective(Protocol):
     """What a training minimises: a module with ``inputs`` and ``forward``.
 
     ``inputs(window)`` makes the tensors of a batch, on the device of the window;
-    ``forward(*inputs, generator)`` returns terms, scalars in a dictionary, with key "loss".
+    ``forward(*inputs, generator)`` returns terms, scalars in a dictionary, with key "loss". It may
+    have ``settings``, and ``fixed``, tensors by name that are not trained: what must be the same
+    when the training is continued.
     """
 
     def inputs(self, window: Window) -> tuple[Tensor, ...]: ...
@@ -54,6 +58,7 @@ def fit(
     ema: float = 0.999,
     fabric: Fabric | None = None,
     label: str = "train",
+    restart: bool = False,
 ) -> Rows:
     """Minimise an objective over windows; at the end it holds the average of its weights.
 
@@ -68,8 +73,8 @@ def fit(
     seed
         Everything random follows from it.
     run_dir
-        Where ``state.safetensors`` and ``log.csv`` go; an unfinished training found there is
-        continued. None keeps nothing on disk.
+        Where ``state.npz`` and ``log.csv`` go; an unfinished training found there is
+        continued, and a finished one goes on if more steps are asked for. None keeps nothing.
     validate
         Called with the averaged weights in place; its figures go to the log.
     validate_every, save_every
@@ -80,6 +85,8 @@ def fit(
         Devices, strategy and precision; by default one device, a GPU if there is one.
     label
         Name on the progress bar.
+    restart
+        Begin anew, whatever is in ``run_dir``.
 
     Returns
     -------
@@ -89,12 +96,11 @@ def fit(
 
     Raises
     ------
-    CheckpointError
+    UnfinishedError
         ``run_dir`` holds a state that does not belong to this training.
     """
     run = _Run(objective, fabric or Fabric(accelerator="auto", devices=1), learning_rate, ema)
     settings = {
-        "steps": steps,
         "batch": batch,
         "learning_rate": learning_rate,
         "seed": seed,
@@ -103,13 +109,13 @@ def fit(
         "data": windows.fingerprint(),
         "objective": {"name": type(objective).__name__} | getattr(objective, "settings", {}),
     }
-    state = TrainingState(run_dir, run.tensors(), settings)
+    state = TrainingState(run_dir, run.tensors(), settings, steps, restart=restart)
     rows = state.restore()
     started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     for step in run.bar(label, len(rows), steps):
         generator = step_generator(seed, step, run.fabric.global_rank)
         inputs = objective.inputs(windows.sample_batch(batch, generator).to(run.fabric.device))
-        row = {"step": step, **run.step(inputs, generator, step, steps)}
+        row = {"step": step, **run.step(inputs, generator, step, state.ends)}
         last = step + 1 == steps
         if validate is not None and ((step + 1) % validate_every == 0 or last):
             with run.averaged():
@@ -144,7 +150,8 @@ class _Run:
             state = adam_state(self.optimizer, p)
             moments = {f"{name}.{i}": x for name, x in state.items()}
             tensors |= {f"weight.{i}": p, f"average.{i}": mean} | moments
-        return tensors
+        fixed = getattr(self.objective, "fixed", {})
+        return tensors | {FIXED + name: x for name, x in fixed.items()}
 
     def bar(self, label: str, first: int, steps: int) -> Iterable[int]:
         """Steps left, with a progress bar where the output is a terminal."""
@@ -152,11 +159,12 @@ class _Run:
         return progress_bar(range(first, steps), label, steps, initial=first, disable=hidden)
 
     def step(
-        self, inputs: tuple[Tensor, ...], generator: torch.Generator, step: int, steps: int
+        self, inputs: tuple[Tensor, ...], generator: torch.Generator, step: int, ends: list[int]
     ) -> dict[str, float]:
-        """Take one step; return its terms and learning rate."""
-        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-        rate = self.learning_rate * min(1.0, (step + 1) / _WARM_UP) * cosine
+        """Take one step; return its terms and learning rate, which falls to zero at each end."""
+        start, end = next((a, b) for a, b in pairwise([0, *ends]) if step < b)
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - start) / (end - start)))
+        rate = self.learning_rate * min(1.0, (step - start + 1) / _WARM_UP) * cosine
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         terms = self.wrapped(*inputs, generator)

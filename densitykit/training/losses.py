@@ -76,6 +76,11 @@ class LatentDiffusionLoss(nn.Module):
         }
         self.trains_autoencoder = next(model.autoencoder.parameters()).requires_grad
 
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """What the denoiser is trained on top of."""
+        return {} if self.trains_autoencoder else self.model.autoencoder.state_dict()
+
     def inputs(self, window: Window) -> tuple[Tensor, Tensor]:
         """Return the normalised states now and at the target of a window."""
         return self.model.normalised_pair(window, window.offsets[-1])

@@ -18,7 +18,6 @@ A training that was killed continues from its state and gives the same bits
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 
 from densitykit.data.windows import step_generator
 from densitykit.io.progress import progress_bar
+from densitykit.io.work import fingerprint
 from densitykit.metrics import relative_l1, relative_l2
 from densitykit.models.deep_density.network import (
     DeepDensity,
@@ -174,6 +174,7 @@ def train_deep_density(
     seed: int = 0,
     run_dir: str | Path | None = None,
     device: str | None = None,
+    restart: bool = False,
 ) -> tuple[DeepDensity, dict[str, Any], Rows]:
     """Train the published network on the snapshots of a run.
 
@@ -194,10 +195,12 @@ def train_deep_density(
     seed
         Of weights and points.
     run_dir
-        Where ``state.safetensors`` and ``log.csv`` go; an unfinished training found there is
+        Where ``state.npz`` and ``log.csv`` go; an unfinished training found there is
         continued. None keeps nothing on disk.
     device
         By default a GPU, if there is one.
+    restart
+        Begin anew, whatever is in ``run_dir``.
 
     Returns
     -------
@@ -211,7 +214,7 @@ def train_deep_density(
 
     Raises
     ------
-    CheckpointError
+    UnfinishedError
         ``run_dir`` holds the state of another training.
     """
     card = {"species": np.unique(training["numbers"].values).tolist()} | dict(arguments or {})
@@ -223,9 +226,10 @@ def train_deep_density(
     settings = {"steps": steps, "snapshots": snapshots, "points": max(1, batch // snapshots)}
     settings |= {"rate": learning_rate, "decay": decay, "alpha": alpha, "seed": seed}
     run = _Run(model, training, validation, settings)
-    positions = np.ascontiguousarray(training["positions"].values)
-    settings |= {"arguments": card, "data": hashlib.sha256(positions).hexdigest()[:16]}
-    state = TrainingState(run_dir, run.tensors, settings | {"round": round_steps})
+    known = [training[n].values for n in ("positions", "n_electrons") if n in training]
+    settings |= {"arguments": card, "data": f"crc32 {fingerprint(known):08x}"}
+    settings |= {"round": round_steps}
+    state = TrainingState(run_dir, run.tensors, settings, steps, restart=restart)
     rows = state.restore() or [run.start()]
     since = time.process_time() - rows[-1]["seconds"]
     total = math.ceil(steps / round_steps)

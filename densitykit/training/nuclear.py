@@ -104,6 +104,12 @@ class ResidualLoss(nn.Module):
             "forget": forget,
         }
 
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """What was fitted before: superposition, forces, scales."""
+        weights, trained = self.model.state_dict(), "residual_net.net."
+        return {k: x for k, x in weights.items() if not k.startswith(trained)}
+
     def inputs(self, window: Window) -> tuple[Tensor, Tensor]:
         """Normalised fields of all steps: inputs (B, step, 3, *), residuals after (B, step, *)."""
         base, residual = base_and_residual(self.model, window)

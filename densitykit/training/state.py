@@ -1,29 +1,28 @@
 """The state of an unfinished training: one file that holds all, replaced in one piece.
 
-Tensors go to safetensors; the steps done, the settings that they belong to and the log so far go
-to its header as JSON. So a training killed at any moment continues, one with other settings is
-told so, and nothing is unpickled.
+It holds tensors, the log so far and the settings that it belongs to (`densitykit.io.work`). So a
+training killed at any moment continues, one with other settings is told so, and nothing is
+unpickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from densitykit.errors import CheckpointError
+from densitykit.errors import UnfinishedError
+from densitykit.io.work import Work
 
 __all__ = ["TrainingState", "adam_state"]
 
 Rows = list[dict[str, float]]
+FIXED = "fixed."  # tensors that are compared, not trained
 
 
 def adam_state(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
@@ -40,12 +39,21 @@ class TrainingState:
     Parameters
     ----------
     run_dir
-        Where ``state.safetensors`` and ``log.csv`` go; None keeps nothing.
+        Where ``state.npz`` and ``log.csv`` go; None keeps nothing.
     tensors
         All that the training remembers; they are written as they are then, and filled
-        when a state is restored.
+        when a state is restored. Those called ``fixed.*`` must be the same but for rounding.
     settings
         What must be the same when it is continued.
+    steps
+        How many steps the training takes.
+    restart
+        Forget the state that is there.
+
+    Attributes
+    ----------
+    ends
+        Where the training ended before it went on with more steps, and where it ends now.
     """
 
     def __init__(
@@ -53,20 +61,21 @@ class TrainingState:
         run_dir: str | Path | None,
         tensors: Mapping[str, Tensor],
         settings: Mapping[str, Any],
+        steps: int,
+        *,
+        restart: bool = False,
     ) -> None:
         self.dir = Path(run_dir) if run_dir is not None else None
-        self.tensors, self.settings = dict(tensors), json.loads(json.dumps(dict(settings)))
+        self.tensors, self.ends = dict(tensors), [steps]
+        self.work = Work(self.dir / "state.npz", settings, restart=restart) if self.dir else None
 
     def save(self, rows: Rows) -> None:
         """Replace the state by that after ``len(rows)`` steps."""
-        if self.dir is None:
+        if self.work is None:
             return
         self.dir.mkdir(parents=True, exist_ok=True)
-        path = self.dir / "state.safetensors"
-        meta = {"settings": json.dumps(self.settings), "rows": json.dumps(rows)}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
-        save_file(tensors, f"{path}.part", metadata=meta | {"step": str(len(rows))})
-        os.replace(f"{path}.part", path)
+        tensors = {k: v.detach().cpu().numpy() for k, v in self.tensors.items()}
+        self.work.save(tensors | {"rows": json.dumps(rows), "ends": self.ends})
         pd.DataFrame(rows).to_csv(self.dir / "log.csv", index=False)
 
     @torch.no_grad()
@@ -75,33 +84,39 @@ class TrainingState:
 
         Raises
         ------
-        CheckpointError
+        UnfinishedError
             The file is broken, no state, or that of another training.
         """
-        path = self.dir / "state.safetensors" if self.dir is not None else None
-        if path is None or not path.exists():
+        saved = self.work.load() if self.work is not None else None
+        if saved is None:
             return []
-        saved, rows = self._read(path)
+        if not {"rows", "ends"} <= saved.keys():
+            self._refuse("not the state of a training")
+        rows, ends = json.loads(str(saved.pop("rows"))), saved.pop("ends").tolist()
         if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in self.tensors.items()}:
-            raise CheckpointError(f"{path}: state of another model; use another run directory")
+            self._refuse("state of another model")
         for name, values in saved.items():
-            self.tensors[name].copy_(values)
+            ours, theirs = self.tensors[name], torch.from_numpy(values)
+            if name.startswith(FIXED) and not _alike(ours.detach().cpu(), theirs):
+                self._refuse(f"{name.removeprefix(FIXED)}, which is not trained, was another")
+            ours.copy_(theirs)
+        self._go_on(len(rows), ends)
         return rows
 
-    def _read(self, path: Path) -> tuple[dict[str, Tensor], Rows]:
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = file.metadata()
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{path}: not a whole training state ({error}); delete it"
-            ) from error
-        if meta is None or not {"step", "settings", "rows"} <= meta.keys():
-            raise CheckpointError(f"{path}: not a training state; use another run directory")
-        if json.loads(meta["settings"]) != self.settings:
-            raise CheckpointError(
-                f"{path}: made with settings {meta['settings']}, not "
-                f"{json.dumps(self.settings)}; use these settings or another run directory"
-            )
-        return tensors, json.loads(meta["rows"])
+    def _go_on(self, done: int, ends: list[int]) -> None:
+        """Take the ends of the state; a finished training may have a further one."""
+        steps = self.ends[-1]
+        if steps != ends[-1]:
+            if not done == ends[-1] < steps:
+                self._refuse(f"{done} of {ends[-1]} steps are done, {steps} are asked for")
+            ends = [*ends, steps]
+        self.ends = ends
+
+    def _refuse(self, problem: str) -> None:
+        fix = "ask for the same again, use another run directory, or begin anew (--restart)"
+        raise UnfinishedError(f"{self.work.path}: {problem}; {fix}")
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same but for rounding: fits repeat no better."""
+    return bool((a.double() - b.double()).norm() <= 1e-3 * b.double().norm())

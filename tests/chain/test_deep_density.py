@@ -18,7 +18,7 @@ from densitykit.chain.recipes import train_paper, train_smooth
 from densitykit.chain.smooth_density import SmoothDensity1D
 from densitykit.chain.snapshots import ChainSnapshots, load_snapshots, score
 from densitykit.chain.training import cosine_rate, fit_linear, train_ensemble
-from densitykit.errors import CheckpointError, ShapeError, TrajectoryError
+from densitykit.errors import ShapeError, TrajectoryError, UnfinishedError
 from densitykit.io.splits import write_splits
 from densitykit.io.writer import create_trajectory
 from densitykit.metrics import relative_l1, relative_l2
@@ -353,10 +353,10 @@ def test_resumed_training_equals_an_uninterrupted_one(
     pd.testing.assert_frame_equal(again[columns], rows[columns], check_exact=True)
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
-    with pytest.raises(CheckpointError, match="epochs"):
+    with pytest.raises(UnfinishedError, match="epochs is 6, not 7"):
         run(tmp_path, epochs=7)
-    (tmp_path / "state.safetensors").write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match="whole"):
+    (tmp_path / "state.npz").write_bytes(b"torn")
+    with pytest.raises(UnfinishedError, match="whole"):
         run(tmp_path)
 
 

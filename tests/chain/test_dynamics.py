@@ -18,7 +18,7 @@ from densitykit.chain import dynamics as chain
 from densitykit.chain.data_sets import chain_dataset
 from densitykit.chain.dynamics import SYSTEMS, simulate_chain
 from densitykit.chain.kohn_sham import ReducedHartreeFock1D
-from densitykit.errors import GenerationError
+from densitykit.errors import GenerationError, UnfinishedError
 from densitykit.io.reader import open_split, open_trajectory
 from densitykit.io.validate import validate_trajectory
 from densitykit.units import ATOMIC_TIME, BOHR, HARTREE
@@ -174,8 +174,11 @@ def test_finished_run_is_left_alone_and_another_is_refused(tmp_path: Path) -> No
     before = (tmp_path / "a.zarr" / "zarr.json").stat().st_mtime_ns
     run(tmp_path / "a.zarr", n_steps=2, stride=1)
     assert (tmp_path / "a.zarr" / "zarr.json").stat().st_mtime_ns == before
-    with pytest.raises(GenerationError, match="time_step_au is 0.1; choose another path"):
+    with pytest.raises(UnfinishedError, match="time_step_au is 0.1, not 0.2; .*another path"):
         run(tmp_path / "a.zarr", n_steps=2, stride=1, time_step=0.2)
+    anew = run(tmp_path / "a.zarr", n_steps=2, stride=1, time_step=0.2, restart=True)
+    whole = run(tmp_path / "b.zarr", n_steps=2, stride=1, time_step=0.2)
+    np.testing.assert_array_equal(anew["R"], whole["R"])
 
 
 def test_a_state_belongs_to_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +193,15 @@ def test_a_state_belongs_to_its_store(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(KeyboardInterrupt):
             run(path, seed=1, **options)
     assert (tmp_path / ".a.zarr.state.npz").exists()
+    with pytest.raises(
+        UnfinishedError, match="a.zarr: begun with another recipe: seed is 1, not 2"
+    ):
+        run(path, seed=2, **options)
+    kept = path.rename(tmp_path / "kept.zarr")
+    run(path, seed=2, **options | {"n_steps": 0})  # nothing of seed 1 is taken over
+    shutil.rmtree(path)
+    kept.rename(path)
+    run(path, seed=1, **options)
     shutil.rmtree(path)
     again, whole = run(path, seed=2, **options), run(tmp_path / "b.zarr", seed=2, **options)
     np.testing.assert_array_equal(again["R"], whole["R"])

@@ -19,7 +19,8 @@ class Gaussians(Calculator):
     """One electron per atom, Gaussian; atoms bound to the origin by springs.
 
     Each start, solve and end of a solve is a line of the log: a process may be killed between.
-    A file `poison-INDEX` beside the log makes that snapshot fail: "die" kills the worker.
+    A file `poison-INDEX` beside the log makes that snapshot fail: "die" kills the worker,
+    "die once" so that the next one lives.
     """
 
     implemented_properties = ("energy", "forces")
@@ -40,7 +41,9 @@ class Gaussians(Calculator):
         self.index = round(atoms.positions[0, 0] * 10)
         self._note(f"solve {self.index}")
         poison = self.log.with_name(f"poison-{self.index}")
-        if poison.exists() and poison.read_text() == "die":
+        if poison.exists() and poison.read_text() in ("die", "die once"):
+            if poison.read_text() == "die once":
+                poison.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         if poison.exists() and poison.read_text() == "raise":
             raise ArithmeticError("no convergence")

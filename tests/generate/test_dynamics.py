@@ -18,7 +18,7 @@ pytest.importorskip("ase", reason="needs densitykit[dft]")
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 
-from densitykit.errors import GenerationError
+from densitykit.errors import GenerationError, UnfinishedError
 from densitykit.generate.dynamics import energy_drift, molecular_dynamics
 from densitykit.io.reader import open_trajectory
 from densitykit.io.validate import validate_trajectory
@@ -218,24 +218,32 @@ def test_energy_drift_is_a_slope_per_atom(tmp_path) -> None:
 
 def test_another_system_or_time_step_is_refused(tmp_path) -> None:
     path = run(tmp_path / "run", 4)
-    with pytest.raises(GenerationError, match="time step is 0.5 fs, not 1"):
-        run(path, 8, time_step=1.0)
+    for change, named in (
+        ({"time_step": 1.0}, "time_step_fs is 0.5, not 1.0"),
+        ({"temperature": 300.0}, "ensemble is NVE, not NVT; thermostat is none, not .*300 K"),
+        ({"interval": 1}, "interval is 2, not 1"),
+        ({"seed": 1}, r"run\.state\.npz: .*seed is 0, not 1"),
+    ):
+        with pytest.raises(UnfinishedError, match=f"{named}.*--restart"):
+            run(path, 8, **change)
     other = atoms()
     other.numbers[0] = 13
     options = {"time_step": 0.5, "grid": GRID}
-    with pytest.raises(GenerationError, match="numbers differ"):
+    with pytest.raises(UnfinishedError, match=r"numbers is \[3, 3, 3, 3\], not \[13, 3, 3, 3\]"):
         molecular_dynamics(other, Springs(), path, 8, **options)
-    with pytest.raises(GenerationError, match="has 4 atoms, not 5"):
+    with pytest.raises(UnfinishedError, match=r"numbers is \[3, 3, 3, 3\], not \[3, 3, 3, 3, 3\]"):
         molecular_dynamics(atoms(5), Springs(), path, 8, **options)
     with pytest.raises(GenerationError, match="time_step=0"):
         run(path, 8, time_step=0.0)
     assert open_trajectory(path).sizes["time"] == 3
+    anew = open_trajectory(run(path, 4, restart=True, time_step=1.0)).load()
+    np.testing.assert_array_equal(anew.time, [0, 2, 4])
 
 
 def test_a_broken_state_file_is_named(tmp_path) -> None:
     path = run(tmp_path / "run", 4)
     (tmp_path / "run.state.npz").write_bytes(b"not a state")
-    with pytest.raises(GenerationError, match=r"run\.state\.npz.*remove the file"):
+    with pytest.raises(UnfinishedError, match=r"run\.state\.npz.*remove the file"):
         run(path, 8)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import xarray as xr
 from analytic_engine import SPRING, Gaussians, gaussians, geometries
 from ase import Atoms
 
-from densitykit.errors import GenerationError
+from densitykit.errors import GenerationError, UnfinishedError
 from densitykit.generate.jobs import evaluate
 from densitykit.generate.snapshots import System, generate_snapshots, grid_shape
 from densitykit.io.reader import open_split, open_trajectory
@@ -102,11 +103,19 @@ def test_data_set(log: Path) -> None:
     before = log.read_text()
     generate_snapshots(make(log), path, progress=False)
     assert log.read_text() == before and sorted(os.listdir(path.parent)) == ["log", "pairs.zarr"]
-    with pytest.raises(GenerationError, match="holds snapshots of .* use the same settings"):
-        generate_snapshots(make(log), path, seed=1, progress=False)
-    with pytest.raises(GenerationError, match="holds snapshots of .* use the same settings"):
-        generate_snapshots(replace(make(log), name="other"), path, progress=False)
+    other = partial(geometries, seed=0)
+    for changed, options, named in (
+        (make(log), {"seed": 1}, "seed is 0, not 1"),
+        (replace(make(log), name="other"), {}, "system is pairs, not other"),
+        (replace(make(log), keepbits=9), {}, "keepbits is 10, not 9"),
+        (replace(make(log), geometries=other), {}, "geometries is geometries, not geom.*seed=0"),
+        (make(log, 0.1), {}, r"engine is Gaussians\(.*, 0.0\), not Gaussians\(.*, 0.1\)"),
+    ):
+        with pytest.raises(UnfinishedError, match=f"pairs.zarr: .*{named}.*--restart"):
+            generate_snapshots(changed, path, progress=False, **options)
     assert_right(path)
+    generate_snapshots(make(log), path, seed=1, progress=False, restart=True)
+    assert_right(path, seed=1)
 
 
 def test_runs_of_one_store(log: Path, in_this_process: None) -> None:
@@ -127,7 +136,7 @@ def test_runs_of_one_store(log: Path, in_this_process: None) -> None:
     [
         ("raise", 1, "snapshot 2: ArithmeticError: no convergence"),
         ("nan", 1, "snapshot 2: GenerationError: the engine returned a density .* finite"),
-        ("die", 2, "snapshot 2: its worker died"),
+        ("die", 2, "snapshot 2: its worker died or was lost 3 times, so it is set aside"),
     ],
 )
 def test_failing_snapshot(
@@ -140,7 +149,8 @@ def test_failing_snapshot(
     with pytest.raises(GenerationError, match=reason) as caught:
         generate_snapshots(make(log), path, workers=workers, progress=False)
     kept = set(range(6)) - {int(w.split(":")[0]) for w in str(caught.value).split("snapshot ")[1:]}
-    assert len(kept) >= 6 - workers and f"{len(kept)} are kept; run the same" in str(caught.value)
+    assert kept == {0, 1, 3, 4, 5} and "5 are kept; run the same" in str(caught.value)
+    assert count(log, "solve").count(2) == (3 if poison == "die" else 1)
     committed = open_trajectory(path).sizes["time"] if path.exists() else 0
     assert committed == min(set(range(6)) - kept)
     log.with_name("poison-2").unlink()
@@ -148,6 +158,36 @@ def test_failing_snapshot(
     generate_snapshots(make(log), path, progress=False)
     assert sorted(count(log, "solve")) == sorted(set(range(6)) - kept)  # nothing twice
     assert_right(path)
+
+
+def test_a_dead_worker_costs_its_own_job_one_retry(log: Path) -> None:
+    for index in (1, 4):
+        log.with_name(f"poison-{index}").write_text("die once")
+    path = log.with_name("pairs.zarr")
+    assert_right(generate_snapshots(make(log, 0.05), path, workers=2, progress=False))
+    assert sorted(count(log, "solve")) == [0, 1, 1, 2, 3, 4, 4, 5]
+    assert sorted(count(log, "done")) == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_interrupt_ends_within_two_seconds_and_resumes(log: Path) -> None:
+    """In the middle of solves of a minute: no worker is left, and what was done is kept."""
+    path = log.with_name("pairs.zarr")
+    process = _start(log, path, seconds=60.0)
+    _wait_for(lambda: log.read_text().count("solve") == 2, process)
+    workers = {int(line.split()[-1]) for line in log.read_text().splitlines()}
+    process.send_signal(signal.SIGINT)
+    start = clock.monotonic()
+    assert process.wait(30) == -signal.SIGINT or process.returncode == 1
+    assert not _alive(workers)
+    taken = clock.monotonic() - start
+    log.write_text("")
+    system = make(log, 60.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.sleep", lambda _: None)
+        patch.setattr("densitykit.generate.snapshots.evaluate_all", one_by_one)
+        generate_snapshots(system, path, 12, progress=False)
+    assert_right(path, 12)
+    assert taken < 2 or os.getloadavg()[0] > os.cpu_count()  # no promise on a busy machine
 
 
 def test_hopeless_engine_stops_early(log: Path, in_this_process: None) -> None:
@@ -293,7 +333,14 @@ def test_configurations_are_drawn_once(log: Path, in_this_process: None) -> None
     with pytest.raises(GenerationError, match="snapshot 2"):
         generate_snapshots(make(log), path, progress=False)
     log.with_name("poison-2").unlink()
-    generate_snapshots(replace(make(log), geometries=None), path, progress=False)
+    with pytest.raises(UnfinishedError, match="configurations.npz: .*seed is 0, not 1"):
+        shutil.move(path, log.with_name("away"))
+        generate_snapshots(make(log), path, seed=1, progress=False)
+    shutil.move(log.with_name("away"), path)
+    again = make(log)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(geometries, "__code__", (lambda n, *, seed, progress=False: 1 / 0).__code__)
+        generate_snapshots(again, path, progress=False)
     assert_right(path)
 
 

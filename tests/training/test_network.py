@@ -7,7 +7,7 @@ import pytest
 import torch
 import xarray as xr
 
-from densitykit.errors import CheckpointError
+from densitykit.errors import UnfinishedError
 from densitykit.models.deep_density.network import DeepDensity, distances
 from densitykit.training.network import (
     SampledDensities,
@@ -133,5 +133,5 @@ def test_an_interrupted_training_gives_the_same_bits(tmp_path, monkeypatch):
         assert torch.equal(a, b)
     for a, b in zip(rows, again, strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
-    with pytest.raises(CheckpointError, match="another run directory"):
+    with pytest.raises(UnfinishedError, match="seed is .*another path"):
         train_deep_density(run, held_out, SMALL, **SHORT | {"seed": 1}, run_dir=tmp_path)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from densitykit.assess import one_step_errors
 from densitykit.data.transforms import LogNormal
 from densitykit.data.windows import Window, Windows, step_generator
-from densitykit.errors import CheckpointError, ShapeError, TrajectoryError
+from densitykit.errors import ShapeError, TrajectoryError, UnfinishedError
 from densitykit.models import LatentDiffusion, SurrogateUNet
 from densitykit.training import (
     LatentDiffusionLoss,
@@ -444,8 +444,8 @@ def test_killed_training_resumes_exactly(tmp_path: Path) -> None:
     model, rows = train_short(validate=lambda: {"validation_x": 1.5}, validate_every=3)
     done = run_script("killed", tmp_path)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert json.loads(read_metadata(tmp_path)["step"]) == 4
-    assert (tmp_path / "state.safetensors.part").exists()
+    assert steps_saved(tmp_path) == 4
+    assert len(list(tmp_path.glob(".state.npz.densitykit-partial-*"))) == 1
     resumed, continued = train_short(
         tmp_path, validate=lambda: {"validation_x": 1.5}, validate_every=3
     )
@@ -461,18 +461,16 @@ def test_killed_training_resumes_exactly(tmp_path: Path) -> None:
     assert log[2]["validation_x"] == "1.5" and log[3]["validation_x"] == ""
 
 
-def read_metadata(run_dir: Path) -> dict[str, str]:
-    raw = (run_dir / "state.safetensors").read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    return json.loads(raw[8 : 8 + length])["__metadata__"]
+def steps_saved(run_dir: Path) -> int:
+    return len(json.loads(str(np.load(run_dir / "state.npz")["rows"])))
 
 
 def test_finished_training_is_not_repeated(tmp_path: Path) -> None:
     model, rows = train_short(tmp_path)
-    before = (tmp_path / "state.safetensors").stat().st_mtime_ns
+    before = (tmp_path / "state.npz").stat().st_mtime_ns
     again, rows_again = train_short(tmp_path)
     assert rows_again == rows and same_weights(model, again)
-    assert (tmp_path / "state.safetensors").stat().st_mtime_ns == before
+    assert (tmp_path / "state.npz").stat().st_mtime_ns == before
 
 
 def test_both_blocks_resume(tmp_path: Path) -> None:
@@ -502,22 +500,81 @@ def test_both_blocks_resume(tmp_path: Path) -> None:
     assert same_weights(model, resumed)
 
 
+def test_finished_training_goes_on_with_more_steps(tmp_path: Path) -> None:
+    """The rate rises and falls anew; killed in between, it ends as if nothing had happened."""
+    _, first = train_short(tmp_path / "a")
+    more = {"steps": 2 * STEPS, "save_every": 5}
+    model, rows = train_short(tmp_path / "a", **more)
+    assert curve(rows)[:STEPS] == curve(first) and len(rows) == 2 * STEPS
+    rates = [row["learning_rate"] for row in rows]
+    assert rates[STEPS:] == rates[:STEPS]
+
+    class Stop(Exception):
+        pass
+
+    def stop() -> dict[str, float]:
+        raise Stop
+
+    train_short(tmp_path / "b")
+    with pytest.raises(Stop):
+        train_short(tmp_path / "b", validate=stop, validate_every=18, **more)
+    with pytest.raises(UnfinishedError, match="15 of 24 steps are done, 30 are asked for"):
+        train_short(tmp_path / "b", steps=30)
+    again, resumed = train_short(tmp_path / "b", **more)
+    assert curve(resumed) == curve(rows) and same_weights(model, again)
+    with pytest.raises(UnfinishedError, match="24 of 24 steps are done, 12 are asked for"):
+        train_short(tmp_path / "b")
+
+
 @pytest.mark.parametrize(
-    "change", [{"steps": 13}, {"batch": 3}, {"seed": 6}, {"learning_rate": 0.1}, {"ema": 0.5}]
+    ("change", "named"),
+    [
+        ({"batch": 3}, "batch is 2, not 3"),
+        ({"seed": 6}, "seed is 5, not 6"),
+        ({"learning_rate": 0.1}, "learning_rate is 0.02, not 0.1"),
+        ({"ema": 0.5}, "ema is 0.999, not 0.5"),
+    ],
 )
-def test_other_settings_are_refused(change: dict[str, float], tmp_path: Path) -> None:
+def test_other_settings_are_refused_or_begun_anew(
+    change: dict[str, float], named: str, tmp_path: Path
+) -> None:
     train_short(tmp_path)
-    with pytest.raises(
-        CheckpointError, match=r"(?s)state\.safetensors: made with settings .*; use"
-    ):
+    with pytest.raises(UnfinishedError, match=rf"state\.npz: .*{named}; .*--restart"):
         train_short(tmp_path, **change)
+    model, rows = train_short(None, **change)
+    again, repeated = train_short(tmp_path, restart=True, **change)
+    assert curve(repeated) == curve(rows) and same_weights(model, again)
+
+
+def test_another_version_of_the_code_goes_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, rows = train_short(tmp_path)
+    monkeypatch.setattr("densitykit.io.work.__version__", "9.9")
+    with pytest.warns(UserWarning, match=r"densitykit is .*, not 9\.9"):
+        assert curve(train_short(tmp_path)[1]) == curve(rows)
+
+
+def test_another_autoencoder_below_is_refused(tmp_path: Path) -> None:
+    """One that differs by rounding is not: fits repeat no better."""
+
+    def run(factor: float) -> list[tuple[float, ...]]:
+        model = small_diffusion()
+        with torch.no_grad():
+            model.autoencoder.encoder_linear.weight.mul_(factor)
+        options = {"autoencoder_steps": 0, "steps": 2, "batch": 1, "fabric": cpu()}
+        return curve(train_latent_diffusion(model, small_windows(), run_dir=tmp_path, **options))
+
+    assert run(1.0) == run(1 + 1e-6)
+    with pytest.raises(UnfinishedError, match="encoder_linear.weight, which is not trained, was"):
+        run(1.1)
 
 
 def test_state_of_another_objective_is_refused(tmp_path: Path) -> None:
     """The same network under another loss is another training."""
     model = small_diffusion()
     fit(LatentDiffusionLoss(model, 1.0), small_windows(), **SHORT, run_dir=tmp_path, fabric=cpu())
-    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
+    with pytest.raises(UnfinishedError, match=r"state\.npz"):
         fit(
             LatentDiffusionLoss(model, 1.0, 1.0),
             small_windows(),
@@ -531,27 +588,27 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     train_short(tmp_path)
     torch.manual_seed(0)
     wider = SurrogateUNet(**constants(), widths=(8, 24), blocks=(1, 1))
-    with pytest.raises(CheckpointError, match=r"state\.safetensors: state of another model; use"):
+    with pytest.raises(UnfinishedError, match=r"state\.npz: state of another model; "):
         train(wider, small_windows(), run_dir=tmp_path, fabric=cpu(), **SHORT)
 
 
 def test_state_of_other_data_is_refused(tmp_path: Path) -> None:
     """The same settings, another run, another horizon: another training."""
     train_short(tmp_path)
-    with pytest.raises(
-        CheckpointError, match="(?s)made with settings .*crc32.*crc32.*another run"
-    ):
+    with pytest.raises(UnfinishedError, match="data is .*crc32 .* not .*crc32 .*another path"):
         train(small_surrogate(), small_windows(19), run_dir=tmp_path, fabric=cpu(), **SHORT)
-    with pytest.raises(CheckpointError, match="(?s)windows, 4 fs.*windows, 6 fs"):
+    with pytest.raises(UnfinishedError, match="windows, 4 fs.*windows, 6 fs"):
         other = small_windows(horizon=6.0)
         train(small_surrogate(), other, run_dir=tmp_path, fabric=cpu(), **SHORT)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "foreign", "moments missing"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "pickle", "foreign", "one bit", "moments missing"]
+)
 def test_damaged_state_is_refused(damage: str, tmp_path: Path) -> None:
     train_short(tmp_path)
-    path = tmp_path / "state.safetensors"
-    metadata, tensors = read_metadata(tmp_path), load_file(path)
+    path = tmp_path / "state.npz"
+    arrays = dict(np.load(path))
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-10])
     elif damage == "empty":
@@ -559,10 +616,14 @@ def test_damaged_state_is_refused(damage: str, tmp_path: Path) -> None:
     elif damage == "pickle":
         torch.save({"weight.0": torch.ones(3)}, path)
     elif damage == "foreign":
-        save_file({"weight.0": torch.ones(3)}, path)
+        np.savez(path, **{"weight.0": np.ones(3), "recipe": arrays["recipe"]})
+    elif damage == "one bit":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
     else:
-        save_file({k: v for k, v in tensors.items() if k != "exp_avg.3"}, path, metadata)
-    with pytest.raises(CheckpointError, match=r"(?s)state\.safetensors: .*; "):
+        np.savez(path, **{k: v for k, v in arrays.items() if k != "exp_avg.3"})
+    with pytest.raises(UnfinishedError, match=r"^[^\n]*state\.npz: [^\n]*; [^\n]*$"):
         train_short(tmp_path)
 
 
@@ -605,12 +666,12 @@ def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
     for name, weight in first.items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-4)
     assert max((first[k] - alone[k]).abs().max().item() for k in first) > 1e-3
-    assert json.loads(read_metadata(tmp_path)["step"]) == STEPS
+    assert steps_saved(tmp_path) == STEPS
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "log.csv",
         "rank-0.safetensors",
         "rank-1.safetensors",
-        "state.safetensors",
+        "state.npz",
     ]
 
 
@@ -624,8 +685,8 @@ def killed_training(run_dir: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def validate() -> dict[str, float]:
-        if (run_dir / "state.safetensors").exists():
-            os.replace = kill
+        if (run_dir / "state.npz").exists():
+            Path.replace = kill
         return {"validation_x": 1.5}
 
     train_short(run_dir, validate=validate, validate_every=3)
