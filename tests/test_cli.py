@@ -154,6 +154,41 @@ def test_errors_of_the_system_name_the_file(command, monkeypatch):
     assert command("describe", "big.zarr") == expected
 
 
+def test_what_nobody_has_thought_of_is_one_line_unless_debugged(command, monkeypatch):
+    def broken(path: Path) -> str:
+        raise LookupError("two\nlines")
+
+    monkeypatch.setattr("densitykit.io.describe.summarise", broken)
+    code, out, err = command("describe", "a.zarr")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith("densitykit: unexpected LookupError: two lines; please report")
+    with pytest.raises(LookupError):
+        command("describe", "a.zarr", "--debug")
+
+    def interrupted(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("densitykit.io.describe.summarise", interrupted)
+    code, _, err = command("describe", "a.zarr")
+    assert code == 130 and err.startswith("densitykit: interrupted; the same command")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_before_the_training(command, store):
+    code, _, err = command("train", "latent", store, "x" * 300)
+    assert code == 2 and "File name too long" in err
+    code, _, err = command("train", "latent", store, store / "zarr.json" / "m")
+    assert code == 2 and err.count("\n") == 1
+
+
+def test_a_batch_that_no_memory_holds_is_refused(command, store, tmp_path):
+    words = ["--horizon", 4, "--steps", 1, "--batch", 100_000, "--run-dir", tmp_path / "r"]
+    attempt = ["train", "surrogate", store, tmp_path / "m", *words]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("densitykit.data.windows._memory", lambda: 8e8)
+        code, _, err = command(*attempt)
+    assert code == 2 and "100000 windows at once take 1 GB; take fewer (--batch)" in err
+
+
 def test_the_console_command_is_declared():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"densitykit": "densitykit.cli:main"}
@@ -247,7 +282,12 @@ def test_rollout(command, store, checkpoint, tmp_path):
     assert ds.attrs["checkpoint"] == str(checkpoint) and "li.zarr" in ds.attrs["initial"]
     np.testing.assert_allclose(ds.n_electrons, 4, rtol=1e-5)
     code, _, err = command("rollout", checkpoint, store, out, "--steps", 3)
-    assert code == 2 and "already exists" in err
+    assert code == 2 and "start is 80 fs" in err and "not 76 fs" in err and "--restart" in err
+    words = ["rollout", checkpoint, store, out, "--frame", 2]
+    assert "6 frames" in command(*words, "--steps", 5)[1]  # it goes on
+    assert "4 frames" in command(*words, "--steps", 3, "--restart", "--seed", 1)[1]
+    code, _, err = command("rollout", checkpoint, store, store, "--steps", 3)
+    assert code == 2 and "is no such rollout" in err
 
 
 def test_rollout_with_a_thermostat(command, store, checkpoint, tmp_path):
