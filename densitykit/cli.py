@@ -54,6 +54,15 @@ def _describe(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _upgrade(arguments: argparse.Namespace) -> int:
+    from densitykit.io.rebuild import upgrade_trajectory
+
+    done = upgrade_trajectory(arguments.path)
+    said = f"rewritten: {', '.join(done)}" if done else "nothing to do, it is in this version"
+    print(f"{arguments.path}: {said}")
+    return 0
+
+
 def _convert(arguments: argparse.Namespace) -> int:
     from densitykit.io.convert import convert
     from densitykit.io.formats import Reading
@@ -80,6 +89,9 @@ def _add_stores(commands: Commands) -> None:
     sub.add_argument("path", type=Path, help="trajectory store")
     text = "Frames, span, grid, cell and atoms of a trajectory store."
     sub = _command(commands, "describe", _describe, text)
+    sub.add_argument("path", type=Path, help="trajectory store, or a folder of runs")
+    text = "Rewrite an older store in the present version of the format; accept edited metadata."
+    sub = _command(commands, "upgrade", _upgrade, text)
     sub.add_argument("path", type=Path, help="trajectory store, or a folder of runs")
     _add_convert(commands)
     text = "Write a frame of a trajectory as cube, CHGCAR, XSF or zarr, by the name of the file."

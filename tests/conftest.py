@@ -6,6 +6,7 @@ with an electron number that is exact on any grid, because each wave sums to zer
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,6 +20,12 @@ from densitykit.io.writer import create_trajectory
 
 TIME_STEP = 2.0  # fs
 PERIOD = 40.0  # fs, after which the slowest wave has crossed the cell
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here tests a loss of power but tests/faults, which has its own disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def _mock_density(

@@ -19,6 +19,7 @@ import zarr
 from densitykit import __version__
 from densitykit.cli import main, parser
 from densitykit.data.windows import load_windows
+from densitykit.io.metadata import set_attributes
 from densitykit.io.reader import open_trajectory
 from densitykit.io.splits import read_splits, write_splits
 from densitykit.models import SurrogateUNet, load_model, read_provenance, save_model
@@ -202,6 +203,17 @@ def test_a_good_store_is_valid(command, mock_trajectory):
     assert command("validate", path) == (0, f"{path}: valid\n", "")
 
 
+def test_upgrade(command, mock_trajectory):
+    """What is in the present version stays; edited metadata are accepted, and only so."""
+    path = mock_trajectory()
+    says = f"{path}: nothing to do, it is in this version\n"
+    assert command("upgrade", path) == (0, says, "")
+    zarr.open_group(path).attrs["title"] = "mine"
+    assert command("describe", path)[0] == 2
+    assert command("upgrade", path) == (0, f"{path}: rewritten: .\n", "")
+    assert command("validate", path)[0] == 0 and open_trajectory(path).attrs["title"] == "mine"
+
+
 def no_store(path: Path) -> None:
     (path / "zarr.json").unlink()
 
@@ -337,8 +349,7 @@ def test_a_rollout_too_short_to_judge_is_named(command, store, checkpoint, tmp_p
 
 
 def test_evaluate_the_cost(command, store, checkpoint):
-    attrs = zarr.open_group(store, mode="r+").attrs
-    attrs.update({"seconds_per_step_one_core": 2.7, "time_step_fs": 3.0})
+    set_attributes(store, seconds_per_step_one_core=2.7, time_step_fs=3.0)
     code, out, _ = command("evaluate", store, checkpoint, "--cost")
     assert code == 0 and "seconds per step" in out and "speed-up" in out
 

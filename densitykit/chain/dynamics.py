@@ -324,7 +324,9 @@ def _run(
             if writer.n_committed == writer.n_frames:
                 break
             if step % CHECKPOINT_STEPS == 0:
+                writer.sync()
                 work.save(vars(dynamics.state))
             dynamics.advance()
             bar.update()
+    writer.sync()
     work.remove()

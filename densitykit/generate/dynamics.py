@@ -363,6 +363,7 @@ def _commit(writer: TrajectoryWriter, state: State, atoms: Atoms, lowest_density
         conserved_energy=_conserved(state, atoms),
         step=state.step,
     )
+    writer.sync()  # before the state goes on
 
 
 def _conserved(state: State, atoms: Atoms) -> float:

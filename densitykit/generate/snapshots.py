@@ -252,6 +252,7 @@ class _Store:
             temperature=atoms.info["temperature"],
             seconds=float(result["seconds"]),
         )
+        self._writer.sync()  # before the part goes
 
     def _create(self, atoms: Atoms, description: Mapping[str, Any]) -> TrajectoryWriter:
         attrs = {**description, **self.system.provenance, "recipe": as_recipe(self.key)}

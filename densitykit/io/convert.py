@@ -17,6 +17,7 @@ import zarr
 
 from densitykit.errors import TrajectoryError
 from densitykit.io.formats import Frame, Reading, count_frames, iter_frames
+from densitykit.io.metadata import set_attributes
 from densitykit.io.nuclei import Steps, differentiate
 from densitykit.io.progress import progress_bar
 from densitykit.io.reader import open_trajectory
@@ -296,10 +297,10 @@ def _differing(same: dict[str, bool]) -> str:
 def _finish(out: Path, steps: Steps, clip: bool) -> None:
     """Leave no empty frames; say where the motion comes from, and what was clipped."""
     trim_trajectory(out)
-    group = zarr.open_group(out, mode="r+")
     for name, source in steps.sources.items():
-        group[name].attrs["source"] = source
+        set_attributes(out / name, source=source)
     if clip:
-        group["density"].attrs["n_clipped"] = int(group["n_clipped"][:].sum())
-        group["density"].attrs["clipped_electrons"] = float(group["clipped_electrons"][:].max())
+        n, most = (zarr.open_array(out / name) for name in ("n_clipped", "clipped_electrons"))
+        clipped = {"n_clipped": int(n[:].sum()), "clipped_electrons": float(most[:].max())}
+        set_attributes(out / "density", **clipped)
     differentiate(out)

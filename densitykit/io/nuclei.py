@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from densitykit.errors import DensityKitError, TrajectoryError
 from densitykit.io.formats.text import Frame
 from densitykit.io.reader import open_trajectory
+from densitykit.io.rebuild import rebuilt
 
 __all__ = ["Steps", "differentiate"]
 
@@ -122,11 +122,12 @@ def differentiate(path: Path) -> None:
     ours = known and run["velocities"].attrs.get("source") == FINITE_DIFFERENCES
     if not known or not ours and run["velocities"].notnull().any():
         return
-    velocities = zarr.open_group(path, mode="r+")["velocities"]
-    velocities.attrs["source"] = FINITE_DIFFERENCES
     s = _unwrapped(run["positions"].values @ np.linalg.inv(run["cell"].values))
     speed = np.gradient(s, run["time"].values, axis=0, edge_order=2 if len(s) > 2 else 1)
-    velocities[: len(s)] = speed @ run["cell"].values  # without the motion of the cell itself
+    with rebuilt(path, "velocities from positions") as group:
+        velocities = group["velocities"]
+        velocities.attrs["source"] = FINITE_DIFFERENCES
+        velocities[: len(s)] = speed @ run["cell"].values  # without the motion of the cell itself
 
 
 def _unwrapped(s: NDArray[np.floating]) -> NDArray[np.floating]:

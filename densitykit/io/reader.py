@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from densitykit.io.metadata import CHECKSUM
 from densitykit.io.schema import checked_arrays, count_committed
 from densitykit.io.splits import read_splits, split_problems
 from densitykit.io.store import PathLike, fault, locate, plain_attributes, raise_any, runs
@@ -41,12 +42,13 @@ def open_trajectory(path: PathLike, *, chunks: Any = None) -> xr.Dataset:
         There is no store, or it breaks the schema: the message names file, variable and fix.
     """
     path = locate(path)
-    n_committed = count_committed(path, checked_arrays(path)["time"])
+    n_committed = count_committed(path, checked_arrays(path))
     ds = xr.open_zarr(
         str(path), chunks=chunks, consolidated=False, decode_times=False, mask_and_scale=False
     ).isel(time=slice(0, n_committed))
     for variable in (ds, *ds.variables.values()):
         variable.attrs = plain_attributes(variable.attrs)  # older stores hold mappings and such
+        variable.attrs.pop(CHECKSUM, None)
     cell, attrs = ds["cell"].values, {"units": "angstrom"}
     tolerance = {"rtol": 0, "atol": 1e-9 * np.abs(cell).max(initial=0)}
     if cell.ndim == 2 and np.allclose(cell, np.diag(np.diag(cell)), **tolerance):

@@ -1,4 +1,4 @@
-"""Stores rewritten as a whole: longer, as long as their frames, packed, with a moving cell.
+"""Stores rewritten as a whole: longer, cut, packed, with a moving cell, in the present format.
 
 A neighbour is built and takes the place of the store when it is complete; a kill leaves the old.
 Another process that writes the store is not disturbed: it holds the lock, and this is refused.
@@ -6,14 +6,21 @@ Another process that writes the store is not disturbed: it holds the lock, and t
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from densitykit.io.schema import checked_arrays, count_committed
+from densitykit.io.metadata import metadata_problems, seal, seal_root
+from densitykit.io.schema import SCHEMA_VERSION, checked_arrays, count_committed
 from densitykit.io.store import (
+    SYNCED,
     Lock,
     PathLike,
     fault,
@@ -21,13 +28,45 @@ from densitykit.io.store import (
     history,
     locate,
     real,
-    rebuilt,
     recover,
+    runs,
     swap,
 )
 from densitykit.io.writer import CODECS, FIELDS, TrajectoryWriter, allocate
 
-__all__ = ["extend_trajectory", "free_cell", "pack_trajectory", "trim_trajectory"]
+__all__ = [
+    "extend_trajectory",
+    "free_cell",
+    "pack_trajectory",
+    "trim_trajectory",
+    "upgrade_trajectory",
+]
+
+
+@contextmanager
+def rebuilt(path: Path, event: str) -> Iterator[zarr.Group]:
+    """Give a copy to change; when that is done, it takes the place of the store.
+
+    A change of several variables in place would leave a store with conflicting lengths if
+    killed between two of them. In the copy the data are hard links (copies where the file
+    system has none); zarr replaces files, so that the store does not see the change.
+    """
+    with Lock(path):
+        path = real(path)
+        new = fresh(path, "new")
+        shutil.copytree(path, new, copy_function=_link, ignore=lambda *_: [SYNCED])
+        group = zarr.open_group(new, mode="r+")
+        yield group
+        group.attrs["history"] = history(event, group.attrs.get("history"))
+        seal(new)
+        swap(new, path)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def extend_trajectory(path: PathLike, n_frames: int) -> TrajectoryWriter:
@@ -111,37 +150,102 @@ def pack_trajectory(path: PathLike, frames_per_shard: int = 64) -> None:
     TrajectoryError
         The store is missing or broken.
     """
+    with _new_group(path) as (group, arrays, count):
+        group.attrs["history"] = history(f"packed {count} frames", group.attrs.get("history"))
+        for name, array in arrays.items():
+            moves = array.metadata.dimension_names[0] == "time"
+            shape = (count if moves else array.shape[0], *array.shape[1:])
+            layout = {"chunks": (1, *shape[1:]), "shards": (frames_per_shard, *shape[1:])}
+            layout = layout if name in FIELDS else {"chunks": shape}
+            codecs = [CODECS["packed"], Crc32cCodec()]
+            _copy(group, name, array, count, shape, compressors=codecs, **layout)
+
+
+def upgrade_trajectory(path: PathLike) -> list[str]:
+    """Rewrite a store, or its runs, in the present version of the format; nothing else changes.
+
+    A checksum that does not fit metadata, which somebody has edited, is put right, too.
+
+    Parameters
+    ----------
+    path
+        The group of a trajectory, or a root group with runs.
+
+    Returns
+    -------
+    list of str
+        The runs that were rewritten. Empty: all were in the present version.
+
+    Raises
+    ------
+    TrajectoryError
+        The store is missing or broken.
+    """
+    path = locate(path)
+    if runs(path) != ["."]:
+        done = [name for name in runs(path) if upgrade_trajectory(path / name)]
+        seal_root(path)
+        return done
+    attrs = zarr.open_group(path, mode="r").attrs
+    if attrs.get("schema_version") == SCHEMA_VERSION and not metadata_problems(path):
+        return []
+    if attrs.get("schema_version") == SCHEMA_VERSION:
+        with rebuilt(path, "changed metadata accepted"):
+            return ["."]
+    with _new_group(path, accept=True) as (group, arrays, count):
+        event = f"format {SCHEMA_VERSION}, was {attrs.get('schema_version')}"
+        group.attrs["schema_version"] = SCHEMA_VERSION
+        group.attrs["history"] = history(event, attrs.get("history"))
+        for name, array in arrays.items():
+            codecs = [c for c in array.compressors if not isinstance(c, Crc32cCodec)]
+            layout = {"chunks": array.chunks, "shards": array.shards, "filters": array.filters}
+            layout["compressors"] = [*codecs, Crc32cCodec()]
+            _copy(group, name, array, count, array.shape, **layout)
+    return ["."]
+
+
+@contextmanager
+def _new_group(
+    path: PathLike, *, accept: bool = False
+) -> Iterator[tuple[zarr.Group, dict[str, zarr.Array], int]]:
+    """Give a group to fill, that takes the place of a store, its arrays, and how many frames."""
     with Lock(path):
         recover(Path(path))
-        arrays = checked_arrays(locate(path))
-        count = count_committed(Path(path), arrays["time"])
+        arrays = checked_arrays(locate(path), accept=accept)
+        count = count_committed(Path(path), arrays)
         attrs = dict(zarr.open_group(path, mode="r").attrs)
-        attrs["history"] = history(f"packed {count} frames", attrs.get("history"))
         new = fresh(real(path), "new")
-        group = zarr.open_group(new, mode="w-", attributes=attrs)
-        for name, array in arrays.items():
-            _pack(group, name, array, count, frames_per_shard)
+        yield zarr.open_group(new, mode="w-", attributes=attrs), arrays, count
+        seal(new)
         swap(new, real(path))
 
 
-def _pack(group: zarr.Group, name: str, array: zarr.Array, count: int, per_shard: int) -> None:
-    """Write one array of `count` frames, the density in shards."""
-    moves = array.metadata.dimension_names[0] == "time"
-    length = count if moves else array.shape[0]
-    shape = (length, *array.shape[1:])
-    sharded = {"chunks": (1, *shape[1:]), "shards": (per_shard, *shape[1:])}
+def _copy(
+    group: zarr.Group,
+    name: str,
+    array: zarr.Array,
+    count: int,
+    shape: tuple[int, ...],
+    **layout: Any,
+) -> None:
+    """Write the `count` committed frames of an array, or all of a constant one, and compare."""
     new = group.create_array(
         name,
         shape=shape,
         dtype=array.dtype,
         fill_value=array.fill_value,
-        compressors=[CODECS["packed"], Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=array.metadata.dimension_names,
-        attributes=dict(array.attrs),
+        attributes=dict(array.attrs) | ({} if name in FIELDS else {"always_written": 1}),
         config={"write_empty_chunks": name not in FIELDS},
-        **(sharded if name in FIELDS else {"chunks": shape}),
+        **layout,
     )
-    step = per_shard if moves else length
-    for start in range(0, length, step):
-        new[start : start + step] = array[start : min(start + step, length)]
+    stop = count if array.metadata.dimension_names[0] == "time" else array.shape[0]
+    step = (new.shards or new.chunks)[0]
+    if not stop and name not in FIELDS:
+        new[:step] = new.fill_value
+    for start in range(0, stop, step):
+        values = array[start : min(start + step, stop)]
+        new[start : start + len(values)] = values
+        if new[start : start + len(values)].tobytes() != values.tobytes():
+            raise fault(group.store_path, name, "not read as written", "look at the disk")

@@ -15,11 +15,13 @@ import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 
+from densitykit.io.durable import chunk_files, is_small, open_to_write, restore
+from densitykit.io.metadata import metadata_problems
 from densitykit.io.store import RESTORE, fault, raise_any, runs
 
 __all__ = ["SCHEMA_VERSION", "bit_round"]
 
-SCHEMA_VERSION, READABLE = "2.0", ("1.0", "2.0")
+SCHEMA_VERSION, READABLE = "2.1", ("1.0", "2.0", "2.1")
 REQUIRED = ("density", "time", "cell")
 
 
@@ -88,9 +90,11 @@ def bit_round(array: ArrayLike, keepbits: int) -> NDArray[np.float32]:
 def open_arrays(path: Path, mode: str = "r") -> tuple[dict[str, zarr.Array], list[str]]:
     """Open the arrays in the group at `path`, and list those that are broken or lost."""
     arrays, problems = {}, []
+    restore(path)
     for folder in sorted(path.glob("[!.]*/")):
         try:
-            arrays[folder.name] = array = zarr.open_array(folder, mode=mode)
+            array = zarr.open_array(folder, mode=mode) if mode == "r" else open_to_write(folder)
+            arrays[folder.name] = array
             first = folder / array.metadata.encode_chunk_key((0,) * array.ndim)
             if array.attrs.get("always_written") and array.size and not first.is_file():
                 problems.append(f"{folder.name}: its first chunk is missing; {RESTORE}")
@@ -126,34 +130,49 @@ def schema_problems(arrays: Mapping[str, zarr.Array]) -> list[str]:
     return problems
 
 
-def checked_arrays(path: Path, mode: str = "r") -> dict[str, zarr.Array]:
-    """Open the arrays of one run; raise `TrajectoryError` where they break the schema."""
+def checked_arrays(path: Path, mode: str = "r", accept: bool = False) -> dict[str, zarr.Array]:
+    """Open the arrays of one run; raise `TrajectoryError` where they break the schema.
+
+    Metadata that were changed since they were written are refused, unless to `accept` them.
+    """
     if runs(path) != ["."]:
         fix = f"open one of its runs {runs(path)}, or use open_split"
         raise fault(path, "density", "the group has no density of its own", fix)
     arrays, problems = open_arrays(path, mode)
     raise_any(path, problems or schema_problems(arrays))
+    raise_any(path, [] if accept else metadata_problems(path))
     return arrays
 
 
-def count_committed(path: Path, time: zarr.Array) -> int:
-    """Return the number of committed frames; raise if there is a hole among them."""
-    if not decodable(time):
+def count_committed(path: Path, arrays: Mapping[str, zarr.Array]) -> int:
+    """Return the number of committed frames; raise if there is a hole, or a chunk is lost."""
+    if not decodable(arrays["time"]):
         raise fault(path, "time", "a chunk cannot be decoded", RESTORE)
-    finite = np.isfinite(time[:])
+    time = arrays["time"][:]
+    finite = np.isfinite(time)
     count = int(finite.sum())
     if not finite[:count].all():
-        raise_any(path, time_problems(time[:]))
-    if not count:
-        raise_any(path, lost_marks(path))
+        raise_any(path, time_problems(time))
+    raise_any(path, lost_chunks(path, arrays, count))
     return count
 
 
-def lost_marks(path: Path) -> list[str]:
-    """Look for densities beyond the first frame in a run that has no commit mark."""
-    if all(file.name.startswith("c.0.") for file in (path / "density").glob("c.*")):
-        return []
-    return [f"time: no frame is committed, but there are densities of later ones; {RESTORE}"]
+def lost_chunks(path: Path, arrays: Mapping[str, zarr.Array], count: int) -> list[str]:
+    """Look for lost commit marks, and for lost chunks of other small values of `count` frames."""
+    per_file = (arrays["density"].shards or arrays["density"].chunks)[0]
+    late = [i for i, _ in chunk_files(path / "density") if i * per_file > count]
+    if late:
+        found = f"{count or 'no'} frames are committed, but there are densities of later ones"
+        return [f"time: {found}; {RESTORE}"]
+    lines, marks = [], max((i for i, _ in chunk_files(path / "time")), default=0)
+    for name, array in arrays.items():
+        if is_small(array) and array.attrs.get("always_written") and array.size:
+            there = {i for i, _ in chunk_files(path / name)}
+            if name != "time" and array.chunks == arrays["time"].chunks and max(there) > marks:
+                lines.append(f"time: chunk {max(there)} is missing; {RESTORE}")
+            lost = sorted(set(range(-(-count // array.chunks[0]))) - there)
+            lines += [f"{name}: chunk {lost[0]} is missing; {RESTORE}"] if lost else []
+    return lines
 
 
 def decodable(array: zarr.Array) -> bool:

@@ -17,6 +17,7 @@ import zarr
 from numpy.typing import ArrayLike
 
 from densitykit.errors import TrajectoryError
+from densitykit.io.metadata import metadata_problems, set_attributes
 from densitykit.io.schema import checked_arrays, count_committed
 from densitykit.io.store import Lock, PathLike, fault, locate, raise_any, runs
 
@@ -26,6 +27,7 @@ __all__ = ["read_splits", "split_in_time", "write_splits"]
 def read_splits(path: PathLike) -> dict[str, dict[str, Any]]:
     """Return the splits of a store, empty where it has none; TrajectoryError if unreadable."""
     path = locate(path)
+    raise_any(path, metadata_problems(path, root=runs(path) != ["."]))
     found = zarr.open_group(path, mode="r").attrs.get("splits", {})
     try:
         return {name: dict(split) for name, split in _parsed(found).items()}
@@ -57,7 +59,7 @@ def write_splits(path: PathLike, splits: Mapping[str, Mapping[str, Any]]) -> Non
     raise_any(path, split_problems(path, splits))
     text = json.dumps({name: dict(split) for name, split in splits.items()}, default=int)
     with Lock(path, takes=False):
-        zarr.open_group(path, mode="r+").attrs["splits"] = text
+        set_attributes(path, splits=text)
 
 
 def split_in_time(
@@ -81,8 +83,8 @@ def split_in_time(
         Impossible fractions, or a run too short for them.
     """
     folder = locate(path)
-    time = checked_arrays(folder)["time"]
-    times = time[: count_committed(folder, time)]
+    arrays = checked_arrays(folder)
+    times = arrays["time"][: count_committed(folder, arrays)]
     splits = cut_in_time(times, fractions, gap, str(path))
     write_splits(path, splits)
     return splits
@@ -122,7 +124,7 @@ def split_problems(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> list[
             fix = f"choose one of {runs(path)}"
             problems.append(f"splits, {name}: there is no run {run!r}; {fix}")
             continue
-        committed = count_committed(path / run, checked_arrays(path / run)["time"])
+        committed = count_committed(path / run, checked_arrays(path / run))
         indices = isinstance(start, int) and isinstance(stop, int)
         if not indices or not 0 <= start < stop <= committed:
             fix = f"choose 0 <= start < stop <= {committed}, the committed frames"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import io
 import json
 import os
 import secrets
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from densitykit.errors import TrajectoryError
@@ -33,6 +33,7 @@ __all__ = ["PathLike", "load_arrays", "save_arrays"]
 
 PathLike = str | os.PathLike[str]
 RESTORE = "restore the file from a copy"
+SYNCED = ".synced"  # what is on disk for sure, see densitykit.io.durable
 
 
 def fault(path: PathLike, variable: str, problem: str, fix: str) -> TrajectoryError:
@@ -60,16 +61,58 @@ def leftovers(path: Path, role: str) -> list[Path]:
     return sorted(path.parent.glob(f".{glob.escape(path.name)}.densitykit-{role}-*"))
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on disk (fsync)."""
+    if os.name == "nt":  # folders cannot be synced there
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until all that is in a folder is on disk."""
+    for file in folder.rglob("*"):
+        sync(file)
+    sync(folder)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write; when it is on disk, it takes the place of `path`, in one piece."""
+    for leftover in leftovers(path, "partial"):
+        leftover.unlink(missing_ok=True)
+    partial = fresh(path, "partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
 def swap(new: Path, path: Path) -> None:
     """Put the finished `new` in the place of `path`, if need be by way of an "old" neighbour.
 
     Folders cannot be exchanged in one step on every system: for some microseconds there is
-    only "old". `locate` then reads from there, and `recover` puts it back.
+    only "old". `locate` then reads from there, and `recover` puts it back. All is on disk
+    before it takes its place, and has taken its place on disk before the old one goes.
     """
+    sync_tree(new)
     old = fresh(path, "old")
     if path.exists():
         path.rename(old)
     new.rename(path)
+    sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -174,31 +217,6 @@ def _lock_file(key: Path, path: PathLike) -> Any:
     return None
 
 
-@contextmanager
-def rebuilt(path: Path, event: str) -> Iterator[zarr.Group]:
-    """Give a copy to change; when that is done, it takes the place of the store.
-
-    A change of several variables in place would leave a store with conflicting lengths if
-    killed between two of them. In the copy the data are hard links (copies where the file
-    system has none); zarr replaces files, so that the store does not see the change.
-    """
-    with Lock(path):
-        path = real(path)
-        new = fresh(path, "new")
-        shutil.copytree(path, new, copy_function=_link)
-        group = zarr.open_group(new, mode="r+")
-        yield group
-        group.attrs["history"] = history(event, group.attrs.get("history"))
-        swap(new, path)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
 def history(event: str, previous: str | None = None) -> str:
     """Return the provenance with one more line."""
     from densitykit import __version__
@@ -263,25 +281,10 @@ def runs(path: Path) -> list[str]:
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write arrays, numbers and texts to one npz file, in one piece: it is whole or not there."""
+    whole = io.BytesIO()
+    np.savez(whole, **arrays)
     with replacing(path) as file:
-        np.savez(file, **arrays)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write, which takes the place of `path` when it is whole and on the disk."""
-    for leftover in leftovers(path, "partial"):
-        leftover.unlink(missing_ok=True)
-    partial = fresh(path, "partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        file.write(whole.getbuffer())
 
 
 def load_arrays(path: Path) -> dict[str, NDArray]:

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from densitykit.errors import TrajectoryError
 from densitykit.io.formats import read_frames
+from densitykit.io.metadata import metadata_problems
 from densitykit.io.progress import progress_bar
 from densitykit.io.schema import (
     READABLE,
     SCHEMA_VERSION,
     decodable,
-    lost_marks,
+    lost_chunks,
     open_arrays,
     schema_problems,
     spell,
@@ -89,7 +90,7 @@ def _run_problems(
         problem = f"schema_version is {attrs.get('schema_version')!r}"
         lines.append(f"attributes: {problem}; convert the store and set {SCHEMA_VERSION!r}")
     arrays, broken = open_arrays(path)
-    broken = broken or schema_problems(arrays)
+    broken = broken or schema_problems(arrays) or metadata_problems(path)
     if broken:
         return lines + broken
     lost = {name for name in arrays if name != "density" and not decodable(arrays[name])}
@@ -99,7 +100,7 @@ def _run_problems(
     time, grid = arrays["time"][:], arrays["density"].shape[1:]
     lines += time_problems(time) + _odd_arrays(path, arrays, lost)
     frames = np.flatnonzero(np.isfinite(time))
-    lines += [] if frames.size else lost_marks(path)
+    lines += lost_chunks(path, arrays, frames.size)
     cells = arrays["cell"][:] if arrays["cell"].ndim == 2 else arrays["cell"][:][frames]
     volumes = np.abs(np.linalg.det(cells))
     if not (volumes > 0).all():

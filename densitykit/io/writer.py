@@ -24,12 +24,13 @@ energy, temperature, n_electrons   eV, K, 1        one value per frame; NaN: unk
 chunk takes no space until it is written. A frame is written variable by variable, its `time`
 last. That is the commit mark: wherever a process is killed, the store opens, and frames with
 a finite time are complete. On restart a half-written frame is overwritten. This rests on zarr
-replacing files in one piece (temporary file, then rename). There is no fsync: it covers the
-death of a process, not the loss of power. A lock keeps other writers off; readers never wait.
+replacing files in one piece (temporary file, then rename). What covers the loss of power, too,
+is in :mod:`densitykit.io.durable`. A lock keeps other writers off; readers never wait.
 
-**Damage is noticed.** Since format 2 each chunk ends with its CRC-32C, and the chunks of `time`
-and of what is constant are there from the beginning (attribute `always_written`): a flipped bit
-is not read as a density, nor a lost file as data that were never given. Format 1 is still read.
+**Damage is noticed.** Since format 2 each chunk ends with its CRC-32C, and all chunks of
+committed frames are there (attribute `always_written`): a flipped bit is not read as a density,
+nor a lost file as data that were never given. Since 2.1 the metadata have checksums, too
+(:mod:`densitykit.io.metadata`). Older stores are read, and `densitykit upgrade` rewrites them.
 
 A store may hold several runs as groups (`lithium.zarr/run-1`); :mod:`densitykit.io.splits` says
 which frames are for training, validation and test.
@@ -37,8 +38,9 @@ which frames are for training, validation and test.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,6 +50,8 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from densitykit.io.durable import FRAMES, Journal
+from densitykit.io.metadata import CHECKSUM, metadata_problems, seal, seal_root
 from densitykit.io.progress import progress_bar
 from densitykit.io.schema import (
     SCHEMA_VERSION,
@@ -69,6 +73,7 @@ from densitykit.io.store import (
     real,
     recover,
     swap,
+    sync,
 )
 
 __all__ = ["TrajectoryWriter", "copy_frames", "create_trajectory"]
@@ -221,7 +226,9 @@ def _new_group(path: Path, attrs: Mapping[str, Any], overwrite: bool) -> Iterato
 
     A path that is taken is refused, unless it may be overwritten and is a trajectory.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in reversed([folder for folder in path.parents if not folder.exists()]):
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
     with Lock(path):
         path = real(path)
         recover(path)
@@ -231,10 +238,14 @@ def _new_group(path: Path, attrs: Mapping[str, Any], overwrite: bool) -> Iterato
         root = next((i for i, folder in enumerate(path.parents) if folder.suffix == ".zarr"), -1)
         for folder in reversed(path.parents[: root + 1]):
             zarr.open_group(folder, mode="a")
+            if not metadata_problems(folder, root=True):
+                seal_root(folder)
         attrs = plain_attributes({**attrs, "schema_version": SCHEMA_VERSION})
+        attrs.pop(CHECKSUM, None)
         attrs["history"] = history("created", attrs.get("history"))
         new = fresh(path, "new")
         yield zarr.open_group(new, mode="w-", attributes=attrs)
+        seal(new)
         swap(new, path)
 
 
@@ -259,13 +270,17 @@ def allocate(
         return
     field, shape = name in FIELDS, tuple(sizes[dim] for dim in dims)
     dtype = {"numbers": "int64", "pbc": "bool"}.get(name, "float32" if field else "float64")
-    always = name == "time" or "time" not in dims
+    always = not field
     attributes = {"units": variable.units, "long_name": variable.long_name}
     attributes |= {"always_written": 1} if always else {}
     if name == "density":
         attributes |= {"long_name": f"{details['quantity']} electron density", **details}
     frames = max(1, _ATOM_CHUNK_BYTES // (8 * max(1, int(np.prod(shape[1:])))))
-    chunks = (1 if field else min(shape[0], frames) if len(shape) == 3 else shape[0], *shape[1:])
+    if field:
+        frames = 1
+    elif dims == ("time",):
+        frames = FRAMES
+    chunks = (min(shape[0], frames) if "time" in dims else shape[0], *shape[1:])
     array = group.create_array(
         name,
         shape=shape,
@@ -279,26 +294,32 @@ def allocate(
         config={"write_empty_chunks": always},
     )
     if always:  # that it is gone can be noticed
-        array[:] = array.fill_value
+        array[: chunks[0]] = array.fill_value
 
 
 class TrajectoryWriter:
     """Append frames to a trajectory made by `create_trajectory`.
 
     Opening an interrupted store continues it: the next frame is the first whose time is NaN.
-    A frame is on disk when `append` returns. There is one writer at a time: other processes are
-    refused while it is open, and within this one the newest writer has the store.
+    There is one writer at a time: other processes are refused while it is open, and within this
+    one the newest writer has the store.
+
+    When `append` returns, no end of the process can take the frame. A loss of power can, until
+    it is *synced*: before `append` returns, if frames take long to make, else after some of them,
+    such that no more than a twentieth of the time goes to waiting for the disk.
 
     Parameters
     ----------
     path
         The group of the trajectory.
+    durable
+        True: each `append` syncs. None: as above. False: only `sync` and `close` do.
 
     Attributes
     ----------
-    path, n_frames, n_committed, last_time
-        The group, its length, the number of frames committed so far, and the time of the last
-        of them in fs (-inf before the first).
+    path, n_frames, n_committed, n_synced, last_time
+        The group, its length, the number of frames committed so far, how many of them are
+        synced, and the time of the last of them in fs (-inf before the first).
 
     Raises
     ------
@@ -307,14 +328,14 @@ class TrajectoryWriter:
         process is writing it.
     """
 
-    def __init__(self, path: PathLike) -> None:
-        self.path = Path(path)
+    def __init__(self, path: PathLike, *, durable: bool | None = None) -> None:
+        self.path, self._durable = Path(path), durable
         locate(self.path)
         self._lock = Lock(self.path)
         try:
             self._open()
         except BaseException:
-            self.close()
+            self._lock.release()
             raise
 
     def _open(self) -> None:
@@ -325,12 +346,21 @@ class TrajectoryWriter:
             raise fault(self.path, "time", "its fill value is not NaN, cannot append", fix)
         for partial in self.path.rglob("*.partial"):  # what zarr leaves when it is killed
             partial.unlink()
-        scalar = {n: a for n, a in self._arrays.items() if a.metadata.dimension_names == ("time",)}
-        self.n_committed = count_committed(self.path, self._arrays["time"])
-        self._scalars = {name: array[:] for name, array in scalar.items()}
+        committed = count_committed(self.path, self._arrays)
+        self._journal = Journal(self.path, self._arrays, committed)
+        self._closing = weakref.finalize(self, _close, self._lock, self._journal)
+        self.last_time = float(self._arrays["time"][committed - 1]) if committed else -np.inf
         self._density = self._arrays["density"]
         self._cell = self._arrays["cell"][:] if self._arrays["cell"].ndim == 2 else None
         self.n_frames = self._density.shape[0]
+
+    @property
+    def n_committed(self) -> int:
+        return self._journal.n_frames
+
+    @property
+    def n_synced(self) -> int:
+        return self._journal.n_synced
 
     @property
     def fields(self) -> set[str]:
@@ -338,19 +368,25 @@ class TrajectoryWriter:
         per_frame = {n for n, a in self._arrays.items() if "time" in a.metadata.dimension_names}
         return per_frame - {"n_electrons", "time"}
 
-    @property
-    def last_time(self) -> float:
-        return float(self._scalars["time"][self.n_committed - 1]) if self.n_committed else -np.inf
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def sync(self) -> None:
+        """Wait until the frames so far are on disk, such that a loss of power cannot take them."""
+        self._check_open()
+        self._journal.sync()
+
     def close(self) -> None:
-        """Let others write the store; also done when the writer is forgotten."""
-        self._lock.release()
+        """Sync all, and let others write the store; also done when the writer is forgotten."""
+        self._closing()
+
+    def _check_open(self) -> None:
+        if not self._lock.held:
+            problem = "this writer is closed, or another one was opened since"
+            raise fault(self.path, "store", problem, "use the newest writer")
 
     def append(self, density: ArrayLike, time: float, **values: Any) -> int:
         """Write and commit one frame. Nothing is written if any of the input is bad.
@@ -376,9 +412,7 @@ class TrajectoryWriter:
             The store is full or the input is bad.
         """
         frame = self.n_committed
-        if not self._lock.held:
-            problem = "this writer is closed, or another one was opened since"
-            raise fault(self.path, "store", problem, "use the newest writer")
+        self._check_open()
         if frame >= self.n_frames:
             fix = "make room with extend_trajectory(path, n_frames), then open a new writer"
             raise fault(self.path, "time", f"the store is full, n_frames={frame}", fix)
@@ -386,23 +420,20 @@ class TrajectoryWriter:
         for name in given.keys() - self.fields:
             fix = "drop it, or make room for it in create_trajectory"
             raise fault(self.path, name, "the store has no such variable per frame", fix)
-        arrays = self.fields - self._scalars.keys()
+        arrays = {n for n in self.fields if self._arrays[n].ndim > 1}
         arrays = {name: self._checked(name, given.pop(name, None)) for name in arrays}
         scalars = self._checked_scalars(given, time)
         volume = abs(np.linalg.det(arrays.get("cell", self._cell)))
         scalars["n_electrons"] = volume * float(arrays["density"].mean(dtype=np.float64))
-        for name, array in arrays.items():
-            self._arrays[name][frame] = array
-        for name, value in (scalars | {"time": time}).items():  # the commit mark goes last
-            if not np.isnan([value, self._scalars[name][frame]]).all():  # NaN is there already
-                self._arrays[name][frame] = self._scalars[name][frame] = value
-        self.n_committed += 1
+        self._journal.commit(arrays | scalars | {"time": float(time)}, self._durable)
+        self.last_time = float(time)
         return frame
 
     def _checked_scalars(self, given: Mapping[str, Any], time: float) -> dict[str, float]:
         """Return a number, or NaN, for every variable with one value per frame but the time."""
         # all of them, so that a value of an earlier, half-written frame does not survive
-        values = dict.fromkeys(self._scalars.keys() - {"n_electrons", "time"}, np.nan)
+        scalars = {name for name in self.fields if self._arrays[name].ndim == 1}
+        values = dict.fromkeys(scalars, np.nan)
         values |= {name: float(value) for name, value in given.items()}
         for name, value in (values | {"time": float(time)}).items():
             if np.isinf(value) or (name == "time" and np.isnan(value)):
@@ -439,6 +470,15 @@ class TrajectoryWriter:
             raise fault(self.path, name, problem, fix)
         values = values if keepbits is None else bit_round(values, keepbits)
         return values if step is None else np.round(values / step).astype(np.float32) * step
+
+
+def _close(lock: Lock, journal: Journal) -> None:
+    try:
+        if lock.held:
+            with suppress(FileNotFoundError):  # of a store that somebody has removed
+                journal.close()
+    finally:
+        lock.release()
 
 
 def copy_frames(run: xr.Dataset, writer: TrajectoryWriter, *, progress: bool = True) -> None:

@@ -23,12 +23,14 @@ from zarr.codecs import BytesCodec
 
 from densitykit.errors import DensityKitError, TrajectoryError
 from densitykit.io.describe import summarise
+from densitykit.io.metadata import CHECKSUM, seal, set_attributes
 from densitykit.io.reader import open_split, open_trajectory
 from densitykit.io.rebuild import (
     extend_trajectory,
     free_cell,
     pack_trajectory,
     trim_trajectory,
+    upgrade_trajectory,
 )
 from densitykit.io.schema import SCHEMA_VERSION, bit_round
 from densitykit.io.splits import read_splits, write_splits
@@ -280,9 +282,9 @@ def test_everything_survives_netcdf(tmp_path: Path, mock_trajectory: Make) -> No
 
 def test_splits_of_older_stores(mock_trajectory: Make) -> None:
     path, splits = mock_trajectory(), {"train": {"run": ".", "start": 0, "stop": 4}}
-    zarr.open_group(path, mode="r+").attrs["splits"] = splits
+    set_attributes(path, splits=splits)
     assert read_splits(path) == splits and open_split(path, "train").sizes["time"] == 4
-    zarr.open_group(path, mode="r+").attrs["splits"] = "{"
+    set_attributes(path, splits="{")
     assert_helpful(validate_trajectory(path)[0], "splits")
 
 
@@ -493,6 +495,16 @@ UNFIT = {
     "no-marks": (lambda p: (p / "time" / "c.0").unlink(), ["time", "first chunk is missing"]),
     "no-elements": (lambda p: (p / "numbers" / "c.0").unlink(), ["numbers", "missing"]),
     "lost-cell": (lambda p: (p / "cell" / "c.0.0").unlink(), ["cell", "missing"]),
+    "no-energy": (lambda p: (p / "energy" / "c.0").unlink(), ["energy", "chunk is missing"]),
+    "lost-positions": (lambda p: (p / "positions" / "c.0.0.0").unlink(), ["positions", "missing"]),
+    "edited-group": (
+        lambda p: zarr.open_group(p).attrs.update(title="mine"),
+        ["zarr.json: changed since it was written", "densitykit upgrade"],
+    ),
+    "edited-array": (
+        lambda p: zarr.open_array(p / "density").attrs.update(keepbits=3),
+        ["density/zarr.json: changed since"],
+    ),
     "time-chunk": (lambda p: _truncate(p / "time" / "c.0"), ["time", "decoded"]),
 }
 # what opens, but is wrong
@@ -570,6 +582,8 @@ def test_validation_finds(mock_trajectory: Make, case: str) -> None:
     damage, parts = (UNFIT | WRONG)[case]
     path = mock_trajectory()
     damage(path)
+    if case in WRONG:
+        seal(path)  # as if it had been written so
     problems = validate_trajectory(path)
     assert len(problems) == 1
     assert_helpful(problems[0], *parts)
@@ -581,6 +595,7 @@ def test_odd_grids_are_named(tmp_path: Path, grid: tuple[int, ...], part: str) -
     create_trajectory(path, n_frames=1, grid=sound, cell=1.0).append(np.ones(sound), 0.0)
     if sound != grid:
         _edit_json(path / "density" / "zarr.json", shape=[1, *grid])
+        seal(path)
     (problem,) = validate_trajectory(path)
     assert_helpful(problem, "density", part)
 
@@ -589,6 +604,7 @@ def test_validation_finds_everything_at_once(mock_trajectory: Make) -> None:
     path = mock_trajectory()
     for case in ("version", "negative", "missing-chunk", "time-order", "truncated-positions"):
         WRONG[case][0](path)
+    seal(path)
     assert len(validate_trajectory(path)) == 5
 
 
@@ -614,9 +630,12 @@ def _format_1(path: Path) -> Path:
         values, metadata = array[:], json.loads((folder / "zarr.json").read_text())
         metadata["codecs"] = [c for c in metadata["codecs"] if c["name"] != "crc32c"]
         metadata["attributes"].pop("always_written", None)
+        metadata["attributes"].pop(CHECKSUM)
         (folder / "zarr.json").write_text(json.dumps(metadata))
         zarr.open_array(folder, mode="r+")[:] = values
-    zarr.open_group(path, mode="r+").attrs["schema_version"] = "1.0"
+    attrs = json.loads((path / "zarr.json").read_text())["attributes"]
+    del attrs[CHECKSUM]
+    _edit_json(path / "zarr.json", attributes=attrs | {"schema_version": "1.0"})
     return path
 
 
@@ -637,9 +656,23 @@ def test_format_1_is_read_continued_and_packed(
     )
     (path / "time" / "c.0").unlink()
     for use in (open_trajectory, TrajectoryWriter):
-        with pytest.raises(TrajectoryError, match="time: no frame is committed, but"):
+        with pytest.raises(TrajectoryError, match="time: no frames are committed, but"):
             use(path)
-    assert_helpful(validate_trajectory(path)[0], "time", "no frame is committed")
+    assert_helpful(validate_trajectory(path)[0], "time", "no frames are committed")
+
+
+def test_format_1_is_upgraded(mock_trajectory: Make) -> None:
+    """In place, all bits unchanged, frames that are not there yet still to come."""
+    path = _format_1(mock_trajectory(n_frames=9, n_committed=7))
+    before = open_trajectory(path).load()
+    assert upgrade_trajectory(path) == ["."] and upgrade_trajectory(path) == []
+    after = open_trajectory(path).load()
+    for name in before.variables:
+        assert before[name].values.tobytes() == after[name].values.tobytes(), name
+    assert after.attrs["schema_version"] == SCHEMA_VERSION
+    assert "format 2.1, was 1.0" in after.attrs["history"].splitlines()[-1]
+    assert zarr.open_array(path / "density").chunks == (1, 8, 8, 8)
+    assert validate_trajectory(path) == [] and TrajectoryWriter(path).n_frames == 9
 
 
 @pytest.mark.parametrize("packed", [False, True])
