@@ -10,11 +10,11 @@ import os
 import secrets
 import shutil
 import socket
-import warnings
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self
@@ -33,6 +33,7 @@ __all__ = ["PathLike", "load_arrays", "save_arrays"]
 
 PathLike = str | os.PathLike[str]
 RESTORE = "restore the file from a copy"
+LEASE = 300.0  # s, after which a lease that was not renewed has run out
 SYNCED = ".synced"  # what is on disk for sure, see densitykit.io.durable
 
 
@@ -190,7 +191,7 @@ class Lock:
 
 
 def _lock_file(key: Path, path: PathLike) -> Any:
-    """Open and lock the file beside a store; None where there are no locks."""
+    """Open and lock the file beside a store; where there are no locks, take a lease."""
     while fcntl:
         file = key.with_name(f".{key.name}.densitykit-lock").open("a+")
         try:
@@ -202,19 +203,62 @@ def _lock_file(key: Path, path: PathLike) -> Any:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 fix = "wait until it is done, or write to another path"
                 raise fault(path, "store", f"it is being written by {owner}", fix) from error
-            text = f"no lock ({error.strerror}): make sure that nobody else writes it"
-            warnings.warn(f"{path}: {text}", stacklevel=2)
-            return None
+            Path(file.name).unlink(missing_ok=True)
+            break
         try:  # the last holder may have removed the file after it was opened here
             if os.path.samestat(os.stat(file.name), os.fstat(file.fileno())):
                 file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.write(_owner())
                 file.flush()
                 return file
         except FileNotFoundError:
             pass
         file.close()
-    return None
+    return _Lease(key, path)
+
+
+def _owner() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+class _Lease:
+    """A lock where there is none (NFS): a file that its owner renews, and that runs out."""
+
+    def __init__(self, key: Path, path: PathLike) -> None:
+        self.name = str(key.with_name(f".{key.name}.densitykit-lease"))
+        self._ended = threading.Event()
+        now = fresh(key, "now")
+        try:
+            now.touch()  # by the clock of the file server
+            self._take(path, now.stat().st_mtime)
+        finally:
+            now.unlink(missing_ok=True)
+        threading.Thread(target=self._renew, daemon=True).start()
+
+    def _take(self, path: PathLike, now: float) -> None:
+        with suppress(FileNotFoundError):
+            owner, since = Path(self.name).read_text().strip(), os.stat(self.name).st_mtime
+            if now - since < LEASE:
+                fix = f"wait {LEASE - now + since:.0f} s if that was killed, or until it is done"
+                raise fault(path, "store", f"it is being written by {owner}", fix)
+            Path(self.name).unlink()
+        try:
+            with open(self.name, "x") as file:
+                file.write(_owner())
+        except FileExistsError as error:
+            fix = "wait until it is done, or write to another path"
+            raise fault(path, "store", "it is being written by another process", fix) from error
+
+    def _renew(self) -> None:
+        while not self._ended.wait(LEASE / 10):
+            with suppress(OSError):
+                os.utime(self.name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
 
 
 def history(event: str, previous: str | None = None) -> str:

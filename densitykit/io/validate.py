@@ -12,7 +12,6 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zarr
@@ -67,10 +66,9 @@ def validate_trajectory(
         path = locate(path)
     except TrajectoryError as error:
         return [str(error)]
-    attrs = dict(zarr.open_group(path, mode="r").attrs)
     problems = []
     if runs(path) == ["."]:
-        problems = _run_problems(path, attrs, tolerance_electrons, progress)
+        problems = _run_problems(path, tolerance_electrons, progress)
     else:
         options = {"tolerance_electrons": tolerance_electrons, "progress": progress}
         for run in runs(path):
@@ -81,18 +79,16 @@ def validate_trajectory(
         return [str(error)]
 
 
-def _run_problems(
-    path: Path, attrs: Mapping[str, Any], tolerance: float, progress: bool
-) -> list[str]:
+def _run_problems(path: Path, tolerance: float, progress: bool) -> list[str]:
     """List the problems of one run."""
-    lines = []
-    if attrs.get("schema_version") not in READABLE:
-        problem = f"schema_version is {attrs.get('schema_version')!r}"
-        lines.append(f"attributes: {problem}; convert the store and set {SCHEMA_VERSION!r}")
     arrays, broken = open_arrays(path)
     broken = broken or schema_problems(arrays) or metadata_problems(path)
     if broken:
-        return lines + broken
+        return broken
+    lines, attrs = [], zarr.open_group(path, mode="r").attrs
+    if attrs.get("schema_version") not in READABLE:
+        problem = f"schema_version is {attrs.get('schema_version')!r}"
+        lines.append(f"attributes: {problem}; convert the store and set {SCHEMA_VERSION!r}")
     lost = {name for name in arrays if name != "density" and not decodable(arrays[name])}
     lines += [f"{name}: a chunk cannot be decoded; {RESTORE}" for name in sorted(lost)]
     if lost & {"time", "cell"}:

@@ -14,8 +14,9 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 CHANGES = ("rename", "replace", "link", "unlink", "remove", "mkdir", "rmdir")
 FULL = ("create", "write", "mkdir", "link", "rename")  # what a full disk refuses
@@ -66,6 +67,7 @@ class Disk:
         self._files: dict[int, str] = {}
         self._lock = threading.RLock()
         self._number = 0
+        self.pipe: Any = None
 
     def do(
         self, kind: str, what: Any, call: Callable, half: Callable[[], None] = lambda: None
@@ -90,8 +92,9 @@ class Disk:
             raise OSError(number, os.strerror(number), str(what[0]))
 
     def mark(self, what: Any) -> None:
-        """Note what the process has been told so far."""
+        """Note what the process has been told so far, for those who outlive it, too."""
         self.log.append(("mark", what))
+        self.pipe.write(pickle.dumps(("mark", what)))
 
     def install(self) -> None:
         """Stand between this process and its files, for good."""
@@ -138,26 +141,37 @@ class Disk:
         setattr(os, name, change)
 
 
-def run(job: Callable[[Disk], Any], disk: Disk) -> tuple[int, Any]:
-    """Run a job on a disk, in a process of its own; return how it ended and what it returned.
+class Ended(NamedTuple):
+    """How a process ended (-9: killed), what it was told, what its job returned, what it did."""
 
-    The end is that of the process (-9: killed); what comes back is the result and the log.
-    """
+    status: int
+    marks: list[Any]
+    result: Any = None
+    log: list[tuple[str, Any]] = []
+
+
+def run(job: Callable[[Disk], Any], disk: Disk) -> Ended:
+    """Run a job on a disk, in a process of its own."""
     receiving, sending = os.pipe()
     child = os.fork()
     if not child:
         status = 99
         try:
             os.close(receiving)
-            disk.install()
-            result = job(disk)
-            with os.fdopen(sending, "wb") as pipe:
-                pickle.dump((result, disk.log), pipe)
+            with os.fdopen(sending, "wb", buffering=0) as disk.pipe:
+                disk.install()
+                disk.pipe.write(pickle.dumps(("end", (job(disk), disk.log))))
             status = 0
         finally:
             os._exit(status)
     os.close(sending)
-    with os.fdopen(receiving, "rb") as pipe:
-        data = pipe.read()
+    marks, end = [], (None, [])
+    with os.fdopen(receiving, "rb") as pipe, suppress(EOFError):
+        while True:
+            kind, what = pickle.load(pipe)
+            if kind == "end":
+                end = what
+            else:
+                marks.append(what)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status, pickle.loads(data) if data else None
+    return Ended(status, marks, *end)

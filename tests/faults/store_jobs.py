@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from densitykit.cli import main
 from densitykit.io.reader import open_trajectory
 from densitykit.io.rebuild import extend_trajectory, pack_trajectory, trim_trajectory
 from densitykit.io.splits import write_splits
@@ -84,7 +85,5 @@ def check(path: Path, at_least: int) -> int:
 
 def command(*words: object) -> tuple[int, str]:
     """Run the command line; return its exit status and what it says of errors."""
-    from densitykit.cli import main
-
     sys.argv, sys.stderr, sys.stdout = ["densitykit", *map(str, words)], StringIO(), StringIO()
     return main(), sys.stderr.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 import zarr
 
 from densitykit.errors import TrajectoryError
+from densitykit.io import store
 from densitykit.io.reader import open_split, open_trajectory
 from densitykit.io.rebuild import (
     extend_trajectory,
@@ -112,6 +114,31 @@ def test_the_newest_writer_of_a_process_has_the_store(mock_trajectory: Make) -> 
     newest.close()
     with pytest.raises(TrajectoryError, match="this writer is closed"):
         newest.append(RHO, 10.0)
+
+
+@posix
+def test_where_there_are_no_locks_a_lease_runs_out(
+    mock_trajectory: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second process is refused while the lease lasts, and has the store when it has run out."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(store.fcntl, "lockf", no_locks)
+    path = mock_trajectory(n_committed=3)
+    lease = path.with_name(".mock.zarr.densitykit-lease")
+    with TrajectoryWriter(path) as writer:
+        assert f"process {os.getpid()} on {socket.gethostname()}" in lease.read_text()
+        assert writer.append(RHO, 6.0) == 3
+    assert not lease.exists()
+    lease.write_text("process 1 on node-7\n")
+    with pytest.raises(TrajectoryError, match="written by process 1 on node-7; wait [23]"):
+        TrajectoryWriter(path)
+    long_ago = lease.stat().st_mtime - store.LEASE
+    os.utime(lease, (long_ago, long_ago))
+    TrajectoryWriter(path).close()
+    assert os.listdir(path.parent) == [path.name]
 
 
 # --- what is not ours ------------------------------------------------------------------------
