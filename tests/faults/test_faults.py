@@ -69,7 +69,7 @@ def started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable, "boot", lambda: str(os.getpid()))
 
 
-@sized(3, 34)
+@sized(2, 34)
 @pytest.mark.parametrize("durably", [True, None, False])
 @pytest.mark.parametrize("model", ["ordered", "worst"])
 def test_loss_of_power(
@@ -88,7 +88,7 @@ def test_loss_of_power(
 # --- killed, and refused by the system -------------------------------------------------------
 
 
-@sized(6, 200)
+@sized(4, 200)
 @pytest.mark.parametrize("fault", ["kill", "half"])
 def test_killed(tmp_path: Path, fault: str, times: int) -> None:
     """At every operation in turn, or evenly among them."""
@@ -100,7 +100,7 @@ def test_killed(tmp_path: Path, fault: str, times: int) -> None:
         assert_goes_on(tmp_path / f"{at}", "pack", ended.marks[-1][0] if ended.marks else -1)
 
 
-@sized(4, 1300)
+@sized(3, 1300)
 @pytest.mark.parametrize("fault", ["ENOSPC", "EIO", "EACCES"])
 def test_refused(tmp_path: Path, fault: str, times: int) -> None:
     """A conversion that the system refuses something says so in one line, and can be run again."""
@@ -119,15 +119,16 @@ def test_refused(tmp_path: Path, fault: str, times: int) -> None:
         ended = run(convert, Disk(root, fault, int(at)))
         code, text = ended.result
         assert code in (0, 2), (at, text)
-        assert code == 0 or text.startswith("densitykit: ") and text.count("\n") == 1, (at, text)
-        assert run(convert, Disk(root)).result == (0, ""), (at, text)
+        said = [line for line in text.splitlines() if not line.startswith("converting")]
+        assert code == 0 or len(said) == 1 and said[0].startswith("densitykit: "), (at, text)
+        assert run(convert, Disk(root)).result[0] == 0, (at, text)
         assert validate_trajectory(root / "a.zarr") == []
 
 
 # --- flipped bits ----------------------------------------------------------------------------
 
 
-@sized(40, 1000)
+@sized(25, 1000)
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_flipped_bit_is_noticed(tmp_path: Path, packed: bool, times: int) -> None:
     """In densities, positions, marks, what is constant, and metadata: one at a time."""
@@ -154,7 +155,7 @@ SECOND = {
 }
 
 
-@sized(3, 100)
+@sized(2, 100)
 @pytest.mark.parametrize("second", SECOND)
 def test_the_second_is_refused(tmp_path: Path, second: str, times: int) -> None:
     """While a writer appends, at any moment of it, another process does not get in."""
