@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -292,7 +291,7 @@ def _check_sizes(value: Any, name: str, file: Path) -> None:
             _check_sizes(part, key, file)
     elif isinstance(value, int | float):
         largest = _LIMITS.get(name, _LARGEST)
-        if not math.isfinite(value) or abs(value) > largest:
+        if not -largest <= value <= largest:  # nor a NaN
             problem = f"{_short(value)} is not within +-{largest}"
             raise CheckpointError(f"{file}: field {name!r}: {problem}; restore the card")
 

@@ -614,6 +614,7 @@ DAMAGE = {
     "text for a number": (lambda p: rewrite_card(p, **arguments(horizon="12")), "'horizon'"),
     "negative time": (lambda p: rewrite_card(p, **arguments(horizon=-1.0)), "horizon -1"),
     "not finite": (lambda p: rewrite_card(p, **arguments(mu=math.inf)), "'mu': inf"),
+    "beyond floats": (lambda p: rewrite_card(p, **arguments(mu=10**400)), "'mu': 10+"),
     "endless": (lambda p: rewrite_card(p, **arguments(blocks=[1, 10**9])), "'blocks': 10+ is"),
     "huge": (lambda p: rewrite_card(p, **arguments(widths=[8, 10**6])), r"\(16,\).*not.*1000000"),
     "no vectors": (
