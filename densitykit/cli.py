@@ -260,7 +260,7 @@ def _add_train(commands: Commands) -> None:
     nuclear = sub.add_argument_group("nuclear")
     nuclear.add_argument("--volumes", help="store of runs in other volumes, for the force field")
     static = sub.add_argument_group("deep-density")
-    text = "points of a frame (default: 6000 of a molecule, 4000 of condensed matter)"
+    text = "points of a frame (default: 6000 of a molecule, 4000 of a liquid, 600 of a metal)"
     static.add_argument("--points", type=types.positive_count, metavar="N", help=text)
     text = "JSON file with arguments of LinearDensity, in place of the defaults"
     static.add_argument("--recipe", type=Path, metavar="FILE", help=text)
