@@ -65,7 +65,7 @@ def default_recipe(run: xr.Dataset) -> dict[str, Any]:
 
     Molecules and liquids of light elements: exponents from 0.5 times 1.8^k per square angstrom,
     nine s functions, up to l = 6 (hydrogen: 5); functions within 6 and neighbours within 4.5
-    angstrom. Soft densities, those of metals: exponents from 0.12 times 1.6^k, up to l = 6.
+    angstrom. Soft densities, those of metals: exponents from 0.12 times 1.6^k, up to l = 7.
     In a periodic cell functions are neutral beside free atoms that carry the electrons, and
     reach less than half a cell, in which an atom should not see its own image.
     """
@@ -73,7 +73,7 @@ def default_recipe(run: xr.Dataset) -> dict[str, Any]:
     heights = 1 / np.linalg.norm(np.linalg.inv(atoms.cell), axis=0)
     limit = 0.5 * heights.min() if atoms.periodic else np.inf
     soft, species = _is_soft(run), np.unique(atoms.numbers).tolist()
-    heavy = (8,) * 7 if soft else (9, 9, 9, 8, 7, 7, 6)
+    heavy = (8,) * 8 if soft else (9, 9, 9, 8, 7, 7, 6)
     series = {"start": 0.12, "ratio": 1.6} if soft else {"start": 0.5, "ratio": 1.8}
     series |= {"radius": float(min(5.0 if soft else 6.0, limit)), "neutral": atoms.periodic}
     bases = {
@@ -112,7 +112,7 @@ def fit_linear_density(
     recipe: Mapping[str, Any],
     *,
     points: int | None = None,
-    ridges: Sequence[float] = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8),
+    ridges: Sequence[float] = (1e-5, 1e-6, 1e-7, 1e-8, 1e-9),
     members: int = 4,
     seed: int = 0,
     progress: bool = True,
@@ -217,7 +217,7 @@ def _equations(
             atoms_of(run, i),
             count * members // len(frames),
         )
-        chosen, root = _draw(rho.ravel().astype(float), points, rng)
+        chosen, root = _draw(rho.ravel().astype(float), points, rng, atoms.periodic)
         blocks = model.blocks(atoms)
         few = sum(n * b.features[..., 0].numel() for b in blocks for n, _ in [b.shape]) < unknown
         add, size = (_add_contracted, points * 2) if few else (_add_rows, _CHUNK)
@@ -233,12 +233,19 @@ def _equations(
     return normals, sides
 
 
-def _draw(rho: np.ndarray, points: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Choose about so many points; roots of their weights."""
-    chance = np.abs(rho) / (np.abs(rho) + _EMPTY) + _EVERYWHERE
+def _draw(
+    rho: np.ndarray, points: int, rng: np.random.Generator, dense: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose about so many points; roots of their weights.
+
+    Where matter is everywhere (``dense``) a point comes as often as the root of its density, so
+    that cores are met; around a molecule wherever the density is not small.
+    """
+    a = np.abs(rho)
+    chance = np.sqrt(a) if dense else a / (a + _EMPTY) + _EVERYWHERE
     chance = np.minimum(1, chance / chance.sum() * points)
     chosen = np.flatnonzero(rng.random(len(rho)) < chance)
-    return chosen, np.sqrt(1 / (np.abs(rho[chosen]) + _OFFSET) / chance[chosen])
+    return chosen, np.sqrt(1 / (a[chosen] + _OFFSET) / chance[chosen])
 
 
 def _functions(
@@ -391,7 +398,9 @@ def _choose_ridge(
         model.set_weights(weights, blocks)
         error = grid_error(model, validation)
         rows.append({"lambda": ridge, "validation_l1": error, "seconds": time.process_time()})
-        best = min(best, (error, ridge, weights), key=lambda found: found[0])
+        if error > 0.998 * best[0]:  # less of it gains nothing, or overfits
+            break
+        best = (error, ridge, weights)
     model.set_weights(best[2], blocks)
     return best[1], rows
 
