@@ -28,7 +28,7 @@ HORIZON = 12.0  # fs
 
 DATA = Path(__file__).parents[1] / "data"
 STORE = DATA / "lithium-800K.zarr"
-CHECKPOINTS = sorted((DATA / "checkpoints").glob("*.safetensors"))
+CHECKPOINTS = sorted((DATA / "checkpoints").glob("[!d]*.safetensors"))  # deep-density: static maps
 BEST = DATA / "checkpoints" / "lithium-latent-sjsd.safetensors"
 NUCLEAR = DATA / "checkpoints" / "lithium-nuclear.safetensors"
 LARGE, VOLUMES = DATA / "lithium-256.zarr", DATA / "lithium-volumes.zarr"
