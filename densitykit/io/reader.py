@@ -48,7 +48,8 @@ def open_trajectory(path: PathLike, *, chunks: Any = None) -> xr.Dataset:
     ).isel(time=slice(0, n_committed))
     for variable in (ds, *ds.variables.values()):
         variable.attrs = plain_attributes(variable.attrs)  # older stores hold mappings and such
-        variable.attrs.pop(CHECKSUM, None)
+        for mark in (CHECKSUM, "always_written"):  # of this store, not of the data
+            variable.attrs.pop(mark, None)
     cell, attrs = ds["cell"].values, {"units": "angstrom"}
     tolerance = {"rtol": 0, "atol": 1e-9 * np.abs(cell).max(initial=0)}
     if cell.ndim == 2 and np.allclose(cell, np.diag(np.diag(cell)), **tolerance):

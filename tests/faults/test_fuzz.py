@@ -216,7 +216,8 @@ def test_metadata(count: int, tiny: Path, monkeypatch: Any, capsys: Any) -> None
         file.write_bytes(damaged(content, rng))
         ends[called(str(rng.choice(commands)).split(), monkeypatch, capsys)] += 1
         file.write_bytes(content)
-    assert ends["0"] and ends["1"] and ends["2"], ends
+    assert ends["1"] and ends["2"] and set(ends) <= {"0", "1", "2"}, ends
+    assert ends["0"] <= count / 50, ends  # a byte may be put in place of itself
     print(f"{count} metadata: {dict(ends)}")
 
 

@@ -63,7 +63,7 @@ def test_chain_is_simulated(tmp_path, monkeypatch, capsys) -> None:
 def test_chain_data_set_is_made_in_its_folder(tmp_path, monkeypatch) -> None:
     seen = []
 
-    def dataset(folder, systems) -> list[Path]:
+    def dataset(folder, systems, restart) -> list[Path]:
         seen.append((folder, list(systems)))
         path = tmp_path / "mixed.zarr"
         create_trajectory(path, n_frames=1, grid=(4,), cell=4.0).append(np.ones(4), 0)
@@ -87,7 +87,7 @@ def test_static_sets_get_what_was_asked_for(tmp_path, monkeypatch, capsys) -> No
     options = ["--snapshots", 3, "--size", 108, "--temperature", 600, "--workers", 2]
     assert run(monkeypatch, "generate", "aluminium", tmp_path / "al.zarr", *options) == 0
     expected = {"name": "aluminium", "n": 3, "size": 108, "temperature": 600.0, "seed": 0}
-    assert seen == expected | {"workers": 2, "scheduler": None}
+    assert seen == expected | {"workers": 2, "scheduler": None, "restart": False}
     assert "1 frame" in capsys.readouterr().out
 
 

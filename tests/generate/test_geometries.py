@@ -116,7 +116,7 @@ def test_bad_molecules(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GenerationError, match="an atom is .* from the wall of its box"):
         molecule("ethane", 2, margin=0.05, **SHORT)
     monkeypatch.setitem(sys.modules, "tblite.ase", None)
-    with pytest.raises(GenerationError, match=r'tblite is not installed; pip install "dens'):
+    with pytest.raises(GenerationError, match=r"tblite is not installed; in a clone: pip install"):
         molecule("ethane", 1)
 
 
@@ -238,7 +238,7 @@ def test_spcfw_of_two_molecules() -> None:
 
 def test_missing_openmm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openmm", None)
-    with pytest.raises(GenerationError, match=r'openmm is not installed; pip install "dens'):
+    with pytest.raises(GenerationError, match=r"openmm is not installed; in a clone: pip install"):
         water(8, 1)
 
 
