@@ -223,7 +223,8 @@ def test_two_at_once_are_refused(log: Path) -> None:
 def _start(log: Path, path: Path, seconds: float, workers: int = 2) -> subprocess.Popen:
     """Make the data set in a process that can be killed."""
     code = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from functools import partial
