@@ -124,23 +124,22 @@ class GaussianBasis:
         return out
 
     def contract(self, coefficients: Array) -> Array:
-        """Matrix (exponents, (l_max + 1)^2 x set) of sets of coefficients (set, size).
+        """Matrices (set, exponents, (l_max + 1)^2) of sets of coefficients (set, size).
 
         Sums over n come first: a point then costs exponents x (l_max + 1)^2 multiplications.
         """
         parts = [
-            np.einsum("na,snm->ams", t, coefficients[:, a:b].reshape(-1, len(t), 2 * l + 1))
+            np.einsum("na,snm->sam", t, coefficients[:, a:b].reshape(-1, len(t), 2 * l + 1))
             for l, (t, (a, b)) in enumerate(
                 zip(self.transforms, pairwise(self.offsets), strict=True)
             )
         ]
-        return np.ascontiguousarray(np.concatenate(parts, axis=1))
+        return np.concatenate(parts, axis=2)
 
-    def density(self, vectors: Array, matrix: Array) -> Array:
-        """Sums of the functions at vectors (P, 3), by the matrix of `contract`: (P, set)."""
+    def density(self, vectors: Array, matrices: Array) -> Array:
+        """Sums of the functions at vectors (P, 3), by the matrices of `contract`: (P, set)."""
         y, radial = self._parts(vectors)
-        sums = (radial @ matrix.reshape(len(matrix), -1)).reshape(*y.shape, matrix.shape[2])
-        return np.einsum("pks,pk->ps", sums, y)
+        return np.stack([np.einsum("pk,pk->p", radial @ m, y) for m in matrices], axis=1)
 
     @cached_property
     def integrals(self) -> Array:

@@ -203,9 +203,9 @@ def _sum_on_grid(
     total = np.zeros((sets, int(np.prod(grid))))
     for i, own in enumerate(coefficients):
         for basis, c in own:
-            matrix = basis.contract(np.atleast_2d(c))
+            matrices = basis.contract(np.atleast_2d(c))
             for index, vectors in points_near(atoms, i, basis.radius, grid):
-                values = basis.density(vectors, matrix)
+                values = basis.density(vectors, matrices)
                 for row, column in zip(total, values.T, strict=True):
                     np.add.at(row, index, column)  # a small cell meets a point more than once
     return total.reshape(sets, *grid)
