@@ -236,19 +236,20 @@ def points_near(
     n = np.array(grid)
     voxel = atoms.cell / n[:, None]
     reach = np.ceil(radius * np.linalg.norm(np.linalg.inv(voxel), axis=0)).astype(int) + 1
-    axes = [np.arange(-r, r + 1) for r in reach]
     middle = np.round(atoms.positions[i] @ np.linalg.inv(voxel)).astype(int)
+    first, last = -reach, reach
+    if not atoms.periodic:  # nothing outside of the box
+        first, last = np.maximum(first, -middle), np.minimum(last, n - 1 - middle)
+    axes = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
     inner = np.stack(np.meshgrid(axes[1], axes[2], indexing="ij"), axis=-1).reshape(-1, 2)
-    step = max(1, chunk // len(inner))
+    step = max(1, chunk // max(1, len(inner)))
     for start in range(0, len(axes[0]), step):
-        first = axes[0][start : start + step]
+        outer = axes[0][start : start + step]
         block = np.concatenate(
-            [np.repeat(first, len(inner))[:, None], np.tile(inner, (len(first), 1))], axis=1
+            [np.repeat(outer, len(inner))[:, None], np.tile(inner, (len(outer), 1))], axis=1
         )
         points = middle + block
         vectors = points @ voxel - atoms.positions[i]
         kept = (vectors**2).sum(axis=1) < radius**2
-        if not atoms.periodic:
-            kept &= ((points >= 0) & (points < n)).all(axis=1)
         points = points[kept] % n
         yield (points[:, 0] * n[1] + points[:, 1]) * n[2] + points[:, 2], vectors[kept]
