@@ -25,13 +25,20 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from densitykit.errors import TrajectoryError
+from densitykit.io.progress import progress_bar
 from densitykit.metrics import relative_l1
 from densitykit.models.deep_density.linear import Atoms, Block, LinearDensity, nearest_pairs
 
-__all__ = ["atoms_of", "default_recipe", "fit_linear_density", "free_atoms", "grid_error"]
+__all__ = [
+    "atoms_of",
+    "default_recipe",
+    "fit_linear_density",
+    "free_atoms",
+    "grid_error",
+    "nearest_in",
+]
 
 _EMPTY, _EVERYWHERE, _OFFSET = 0.02, 0.03, 0.1  # angstrom**-3: where points are drawn, weights
 _CHARGE = 1e4  # weight of the electrons of a free atom, beside that of all points
@@ -149,15 +156,15 @@ def fit_linear_density(
     model = LinearDensity(**recipe, charges=charges)
     frames = [(run, i) for run in training for i in range(run.sizes["time"])]
     _fit_features(model, [atoms_of(*frame) for frame in frames])
-    model.nearest = _nearest(frames)
+    model.nearest = nearest_in(frames)
     if points is None:
         points = _default_points(training[0])
     normals, sides = _equations(model, frames, points, members, seed, progress)
     blocks = model.blocks(atoms_of(*frames[0]))
     _hold_charges(model, blocks, normals, sides)
-    ridge, rows = _choose_ridge(model, sum(normals), sum(sides), blocks, validation, ridges)
-    parts = zip(normals, sides, strict=True)
-    rest = ((sum(normals) - n, sum(sides) - s) for n, s in parts)
+    normal, side = sum(normals), sum(sides)
+    ridge, rows = _choose_ridge(model, normal, side, blocks, validation, ridges)
+    rest = ((normal - n, side - s) for n, s in zip(normals, sides, strict=True))
     found = [_solve(n, s, ridge * _penalty(blocks)) for n, s in rest]
     model.set_weights(torch.stack(found), blocks, "member")
     _calibrate(model, validation)
@@ -175,7 +182,8 @@ def _charges(run: xr.Dataset) -> dict[str, float]:
     return {str(z): float(q) for z, q in known}
 
 
-def _nearest(frames: Sequence[Frame]) -> dict[str, float]:
+def nearest_in(frames: Sequence[Frame]) -> dict[str, float]:
+    """Smallest distance of each pair of species in some frames; see `nearest_pairs`."""
     found: dict[str, float] = {}
     for frame in frames:
         for pair, r in nearest_pairs(atoms_of(*frame)).items():
@@ -186,12 +194,8 @@ def _nearest(frames: Sequence[Frame]) -> dict[str, float]:
 def _fit_features(model: LinearDensity, configurations: Sequence[Atoms]) -> None:
     """Principal components of the surroundings of each species over all configurations."""
     for z in model.bases:
-        own, parts = model.surroundings[str(z)], []
-        for atoms in configurations:
-            centres = np.flatnonzero(atoms.numbers == z)
-            inner = (atoms.positions, atoms.numbers, atoms.wide_cell, centres)
-            parts.append(own.expansion(*inner))
-        own.fit([torch.cat(of_l) for of_l in zip(*parts, strict=True)])
+        parts = [model.expansion(z, atoms) for atoms in configurations]
+        model.surroundings[str(z)].fit([torch.cat(of_l) for of_l in zip(*parts, strict=True)])
 
 
 # --- equations ---------------------------------------------------------------------------------
@@ -207,19 +211,17 @@ def _equations(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Normal matrices (upper triangles) and right sides, one for each part of the frames."""
     rng, total = np.random.default_rng(seed), 0.0
-    unknown = sum(n * k for n, k in (b.shape for b in model.blocks(atoms_of(*frames[0]))))
+    unknown = sum(b.size for b in model.blocks(atoms_of(*frames[0])))
     normals = [torch.zeros(unknown, unknown).double() for _ in range(members)]
     sides = [torch.zeros(unknown).double() for _ in range(members)]
-    bar = tqdm(frames, "normal equations", disable=None if progress else True)
+    hidden = None if progress else True
+    bar = progress_bar(frames, "normal equations", len(frames), disable=hidden)
     for count, (run, i) in enumerate(bar):
-        rho, atoms, part = (
-            run["density"][i].values,
-            atoms_of(run, i),
-            count * members // len(frames),
-        )
+        rho, atoms = run["density"][i].values, atoms_of(run, i)
+        part = count * members // len(frames)
         chosen, root = _draw(rho.ravel().astype(float), points, rng, atoms.periodic)
         blocks = model.blocks(atoms)
-        few = sum(n * b.features[..., 0].numel() for b in blocks for n, _ in [b.shape]) < unknown
+        few = sum(b.shape[0] * b.features[..., 0].numel() for b in blocks) < unknown
         add, size = (_add_contracted, points * 2) if few else (_add_rows, _CHUNK)
         for start in range(0, len(chosen), size):
             index, factor = chosen[start : start + size], root[start : start + size]
@@ -330,7 +332,7 @@ def _add_contracted(
     _add_gram(s, flat)
     s, b = torch.triu(s) + torch.triu(s, 1).T, flat.T @ y
     of_phi = _slices([p[0].numel() for p in phi])
-    of_w = _slices([n * k for n, k in (b.shape for b in blocks)])
+    of_w = _slices([b.size for b in blocks])
     for i, one in enumerate(blocks):
         f, n = one.features.flatten(0, 1), one.shape[0]  # (atom m, K)
         side[of_w[i]] += (b[of_phi[i]].reshape(n, -1) @ f).flatten()
@@ -353,9 +355,7 @@ def _hold_charges(
     model: LinearDensity, blocks: Sequence[Block], normals: list[Tensor], sides: list[Tensor]
 ) -> None:
     """Give each free atom its electrons: an equation of great weight in every part."""
-    for block, own in zip(
-        blocks, _slices([n * k for n, k in (b.shape for b in blocks)]), strict=True
-    ):
+    for block, own in zip(blocks, _slices([b.size for b in blocks]), strict=True):
         if not block.name.endswith("_free") or block.z not in model.charges:
             continue
         row = torch.from_numpy(block.basis.integrals) / model.charges[block.z]

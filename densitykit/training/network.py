@@ -40,7 +40,7 @@ from densitykit.models.deep_density.network import (
     PointsInReach,
     distances,
 )
-from densitykit.training.linear import _nearest, atoms_of
+from densitykit.training.linear import atoms_of, nearest_in
 from densitykit.training.state import TrainingState, adam_state
 
 __all__ = ["Points", "SampledDensities", "fit_ansatz", "snapshots_seen", "train_deep_density"]
@@ -218,7 +218,7 @@ def train_deep_density(
         ``run_dir`` holds the state of another training.
     """
     card = {"species": np.unique(training["numbers"].values).tolist()} | dict(arguments or {})
-    card["nearest"] = _nearest([(training, i) for i in range(training.sizes["time"])])
+    card["nearest"] = nearest_in([(training, i) for i in range(training.sizes["time"])])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = DeepDensity(**card)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,11 @@ class Block(NamedTuple):
     def shape(self) -> tuple[int, int]:
         """Shape of the weights."""
         return self.basis.counts[self.l], self.features.shape[-1]
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.shape[0] * self.shape[1]
 
 
 class LinearDensity(nn.Module):
@@ -135,14 +141,18 @@ class LinearDensity(nn.Module):
         for z in self.species:
             centres = np.flatnonzero(atoms.numbers == z)
             if z in self.bases and len(centres):
-                own = self.surroundings[str(z)]
-                inner = (atoms.positions, atoms.numbers, atoms.wide_cell, centres)
-                parts = own(own.expansion(*inner))
+                parts = self.surroundings[str(z)](self.expansion(z, atoms))
                 out += [Block(f"{z}_{l}", z, self.bases[z], l, f) for l, f in enumerate(parts)]
             if z in self.free and len(centres):
                 ones = torch.ones(len(centres), 1, 1, dtype=torch.float64)
                 out.append(Block(f"{z}_free", z, self.free[z], 0, ones))
         return out
+
+    def expansion(self, z: int, atoms: Atoms) -> list[Tensor]:
+        """What the atoms of a species see; see `Surroundings.expansion`."""
+        centres = np.flatnonzero(atoms.numbers == z)
+        inner = (atoms.positions, atoms.numbers, atoms.wide_cell, centres)
+        return self.surroundings[str(z)].expansion(*inner)
 
     def coefficients(self, atoms: Atoms, of: str = "weight") -> list[list[tuple]]:
         """Bases and coefficients of every atom, in the order of the atoms.
@@ -150,16 +160,15 @@ class LinearDensity(nn.Module):
         ``of`` is "weight" or "member"; shapes are ([member,] size of the basis).
         """
         out: list[list[tuple]] = [[] for _ in atoms.numbers]
-        rows: dict[tuple[int, int], list[Tensor]] = {}
-        for block in self.blocks(atoms):
-            w = getattr(self, f"{of}_{block.name}")
-            part = torch.einsum("...nk,imk->i...nm", w, block.features).flatten(-2)
-            rows.setdefault((block.z, id(block.basis)), []).append(part)
-        for (z, key), parts in rows.items():
-            basis = next(b for b in (self.bases.get(z), self.free.get(z)) if id(b) == key)
+        for _, group in groupby(self.blocks(atoms), key=lambda block: id(block.basis)):
+            blocks, parts = [*group], []
+            for block in blocks:
+                w = getattr(self, f"{of}_{block.name}")
+                part = torch.einsum("...nk,imk->i...nm", w, block.features)
+                parts.append(part.flatten(-2))
             whole = torch.cat(parts, dim=-1).numpy()
-            for i, c in zip(np.flatnonzero(atoms.numbers == z), whole, strict=True):
-                out[i].append((basis, c))
+            for i, c in zip(np.flatnonzero(atoms.numbers == blocks[0].z), whole, strict=True):
+                out[i].append((blocks[0].basis, c))
         return out
 
     @torch.no_grad()
@@ -187,8 +196,8 @@ class LinearDensity(nn.Module):
 
     def set_weights(self, flat: Tensor, blocks: Sequence[Block], of: str = "weight") -> None:
         """Fill the weights from a vector ([member,] unknown), block after block."""
-        sizes = [n * k for n, k in (b.shape for b in blocks)]
-        for block, part in zip(blocks, flat.split(sizes, dim=-1), strict=True):
+        parts = flat.split([b.size for b in blocks], dim=-1)
+        for block, part in zip(blocks, parts, strict=True):
             w = part.unflatten(-1, block.shape).clone()
             self.register_buffer(f"{of}_{block.name}", w)
 
