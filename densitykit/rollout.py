@@ -289,10 +289,10 @@ class _Stored:
                         writer.append(own.pop("density"), times[b][k], **own)
                 last = (k, state)
                 if time.monotonic() - saved > _SAVE_SECONDS:
-                    self._save(*last)
+                    self._save(writers, *last)
                     saved = time.monotonic()
         except KeyboardInterrupt:
-            self._save(*last)
+            self._save(writers, *last)
             raise
         self.work.remove()
 
@@ -311,12 +311,15 @@ class _Stored:
             allow_negative=True,
         )
 
-    def _save(self, k: int, state: Any) -> None:
+    def _save(self, writers: list[TrajectoryWriter], k: int, state: Any) -> None:
+        """Save the state after step k, once its frames are on disk."""
         buffer = io.BytesIO()
         try:
             torch.save(state, buffer)
         except Exception:  # a state of classes that cannot be written: begin from the start
             return
+        for writer in writers:
+            writer.sync()
         self.work.save({"step": k, "state": np.frombuffer(buffer.getvalue(), np.uint8)})
 
     def _resumed(self, begun: Any, complete: int) -> tuple[int, Any]:

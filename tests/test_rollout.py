@@ -27,7 +27,9 @@ from densitykit.errors import (
     WindowError,
 )
 from densitykit.io.reader import open_trajectory
+from densitykit.io.store import SYNCED, load_arrays
 from densitykit.io.validate import validate_trajectory
+from densitykit.io.work import Work
 from densitykit.models.base import Emulator, FieldEmulator, FieldState
 from densitykit.models.baselines import LinearExtrapolation, Persistence
 from densitykit.rollout import Thermostat, check_emulator, iterate, rollout, start
@@ -438,6 +440,24 @@ def test_a_rollout_of_another_recipe_is_refused_or_begun_anew(tmp_path, monkeypa
         quiet(Noisy(0.9), uniform(now=2.0)[0], 9, path=path)
     anew = quiet(Noisy(0.9), window, 9, path=path, seed=1, restart=True)
     np.testing.assert_array_equal(anew.density, quiet(Noisy(0.9), window, 9, seed=1).density)
+
+
+@pytest.mark.parametrize("window", [still, ensemble])
+def test_frames_are_on_disk_before_the_state_goes_on(window, tmp_path, monkeypatch):
+    """A loss of power may take what was not synced: never the frame of the saved state."""
+    path, save, steps = tmp_path / "run.zarr", Work.save, []
+
+    def look(work: Work, arrays: dict) -> None:
+        for file in path.rglob(SYNCED):
+            assert load_arrays(file)["n"] > arrays["step"]
+        steps.append(arrays["step"])
+        save(work, arrays)
+
+    monkeypatch.setattr(Work, "save", look)
+    monkeypatch.setattr("densitykit.rollout._SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("densitykit.io.durable.SHARE", 0.0)  # no syncing but this
+    quiet(Map(kick.function), window(), 9, path=path)
+    assert steps == list(range(10))
 
 
 def test_a_state_ahead_of_its_store_is_not_used(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ from densitykit.io.progress import progress_bar
 from densitykit.io.reader import open_trajectory
 from densitykit.io.rebuild import extend_trajectory
 from densitykit.io.store import locate
-from densitykit.io.work import Work, as_recipe, check_store, discard
+from densitykit.io.work import Work, as_recipe, check_store, discard, fingerprint
 from densitykit.io.writer import TrajectoryWriter, create_trajectory
 
 __all__ = ["energy_drift", "molecular_dynamics"]
@@ -149,7 +149,10 @@ def molecular_dynamics(
     generator, ensemble = np.random.default_rng(seed), _ensemble(temperature, relaxation)
     recipe = _recipe(atoms, engine) | {"time_step_fs": time_step, "grid": list(grid), **ensemble}
     recipe |= {"interval": interval, "lowest_density": lowest_density, "keepbits": keepbits}
-    work = Work(_state_file(path), recipe | {"seed": seed}, restart=restart)
+    begin = np.round([atoms.positions, atoms.get_velocities()], 6) + 0.0  # no -0
+    begin = f"crc32 {fingerprint(begin):08x}"
+    own = {"seed": seed, "positions and velocities at the start": begin}
+    work = Work(_state_file(path), recipe | own, restart=restart)
     if restart:
         discard(path)
     if not path.exists():

@@ -17,8 +17,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -29,6 +31,7 @@ from zarr.storage import LocalStore
 
 from densitykit.errors import TrajectoryError
 from densitykit.io.store import (
+    RESTORE,
     SYNCED,
     Lock,
     fault,
@@ -74,6 +77,31 @@ def chunk_files(folder: Path) -> Iterator[tuple[int, Path]]:
         yield int(file.name.split(".")[1]), file
 
 
+def read(array: zarr.Array, *key: Any) -> NDArray:
+    """Read a part of an array, each index of `key` for itself.
+
+    Raises
+    ------
+    TrajectoryError
+        It cannot be read, or it is a density that is not there: file, variable and frame.
+    """
+    name = Path(array.store.root, array.path).name
+    with suppress(Exception):  # every codec raises its own
+        values = array.oindex[key]
+        if name != "density" or not np.isnan(values).any():
+            return values
+    for i in np.arange(array.shape[0])[key[0]].reshape(-1).tolist():
+        file = chunk_file(array, i)
+        where = f"{name}, frame {i}" if array.metadata.dimension_names[0] == "time" else name
+        try:
+            array[i]
+        except Exception as error:  # see above
+            raise fault(file, where, "the chunk cannot be decoded", RESTORE) from error
+        if name == "density" and not file.is_file():
+            raise fault(file, where, "the chunk is missing", RESTORE)
+    return array.oindex[key]
+
+
 def open_to_write(folder: Path) -> zarr.Array:
     """Open an array; a chunk of it is a file, also where all of it is unknown."""
     with zarr.config.set({"array.write_empty_chunks": True}):
@@ -102,7 +130,7 @@ class Tail:
     def _load(self, frame: int) -> None:
         size = self.array.chunks[0]
         self.start = frame // size * size
-        self.values = self.array[self.start : self.start + size]
+        self.values = read(self.array, slice(self.start, self.start + size))
         self._written = chunk_file(self.array, self.start).is_file()
 
     def put(self, frame: int, value: ArrayLike) -> Path | None:

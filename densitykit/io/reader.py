@@ -1,6 +1,7 @@
 r"""Opening trajectories, lazily: the committed frames of a run, all runs of a store, a split.
 
-The format is described in :mod:`densitykit.io.writer`.
+The format is described in :mod:`densitykit.io.writer`. A chunk that is damaged or lost is an error
+when it is read, also long after the store was opened.
 """
 
 from __future__ import annotations
@@ -10,13 +11,53 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
+from numpy.typing import NDArray
+from xarray.backends import BackendArray, BackendEntrypoint
+from xarray.core import indexing
 
+from densitykit.io.durable import read
 from densitykit.io.metadata import CHECKSUM
 from densitykit.io.schema import checked_arrays, count_committed
 from densitykit.io.splits import read_splits, split_problems
 from densitykit.io.store import PathLike, fault, locate, plain_attributes, raise_any, runs
 
 __all__ = ["open_runs", "open_split", "open_trajectory"]
+
+
+class _Lazy(BackendArray):
+    """An array of a store, read when and as far as it is asked for."""
+
+    def __init__(self, array: zarr.Array) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> NDArray:
+        level = indexing.IndexingSupport.OUTER
+        return indexing.explicit_indexing_adapter(key, self.shape, level, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> NDArray:
+        return read(self.array, *key)
+
+
+class _Stores(BackendEntrypoint):
+    """What xarray asks for a dataset."""
+
+    open_dataset_parameters = ("filename_or_obj", "drop_variables")
+
+    def open_dataset(self, filename_or_obj: Any, *, drop_variables: Any = None) -> xr.Dataset:
+        """Open the committed frames; `TrajectoryError` where they break the schema."""
+        path, ds = Path(filename_or_obj), xr.Dataset()
+        arrays = checked_arrays(path)
+        for name, array in arrays.items():
+            dims, data = array.metadata.dimension_names, indexing.LazilyIndexedArray(_Lazy(array))
+            chunks = dict(zip(dims, array.chunks, strict=True))
+            ds[name] = xr.Variable(dims, data, array.attrs, {"preferred_chunks": chunks})
+        ds.attrs = dict(zarr.open_group(path, mode="r").attrs)
+        for variable in (ds, *ds.variables.values()):
+            variable.attrs = plain_attributes(variable.attrs)  # older stores hold mappings
+            for mark in (CHECKSUM, "always_written"):  # of this store, not of the data
+                variable.attrs.pop(mark, None)
+        return ds.isel(time=slice(0, count_committed(path, arrays)))
 
 
 def open_trajectory(path: PathLike, *, chunks: Any = None) -> xr.Dataset:
@@ -42,14 +83,7 @@ def open_trajectory(path: PathLike, *, chunks: Any = None) -> xr.Dataset:
         There is no store, or it breaks the schema: the message names file, variable and fix.
     """
     path = locate(path)
-    n_committed = count_committed(path, checked_arrays(path))
-    ds = xr.open_zarr(
-        str(path), chunks=chunks, consolidated=False, decode_times=False, mask_and_scale=False
-    ).isel(time=slice(0, n_committed))
-    for variable in (ds, *ds.variables.values()):
-        variable.attrs = plain_attributes(variable.attrs)  # older stores hold mappings and such
-        for mark in (CHECKSUM, "always_written"):  # of this store, not of the data
-            variable.attrs.pop(mark, None)
+    ds = xr.open_dataset(str(path), engine=_Stores, chunks=chunks)
     cell, attrs = ds["cell"].values, {"units": "angstrom"}
     tolerance = {"rtol": 0, "atol": 1e-9 * np.abs(cell).max(initial=0)}
     if cell.ndim == 2 and np.allclose(cell, np.diag(np.diag(cell)), **tolerance):

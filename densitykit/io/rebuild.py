@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from densitykit.io.durable import read
 from densitykit.io.metadata import metadata_problems, seal, seal_root
 from densitykit.io.schema import SCHEMA_VERSION, checked_arrays, count_committed
 from densitykit.io.store import (
@@ -120,7 +121,7 @@ def free_cell(path: PathLike) -> TrajectoryWriter:
     """
     writer = TrajectoryWriter(path)
     with rebuilt(writer.path, "a cell for each frame") as group:
-        cell = group["cell"][:]
+        cell = read(group["cell"], slice(None))
         if cell.ndim == 2:
             sizes = {"time": writer.n_frames, "vector": len(cell), "cartesian": len(cell)}
             del group["cell"]
@@ -245,7 +246,7 @@ def _copy(
     if not stop and name not in FIELDS:
         new[:step] = new.fill_value
     for start in range(0, stop, step):
-        values = array[start : min(start + step, stop)]
+        values = read(array, slice(start, min(start + step, stop)))
         new[start : start + len(values)] = values
         if new[start : start + len(values)].tobytes() != values.tobytes():
             raise fault(group.store_path, name, "not read as written", "look at the disk")

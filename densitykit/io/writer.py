@@ -50,7 +50,7 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from densitykit.io.durable import FRAMES, Journal
+from densitykit.io.durable import FRAMES, Journal, read
 from densitykit.io.metadata import CHECKSUM, metadata_problems, seal, seal_root
 from densitykit.io.progress import progress_bar
 from densitykit.io.schema import (
@@ -351,7 +351,8 @@ class TrajectoryWriter:
         self._closing = weakref.finalize(self, _close, self._lock, self._journal)
         self.last_time = float(self._arrays["time"][committed - 1]) if committed else -np.inf
         self._density = self._arrays["density"]
-        self._cell = self._arrays["cell"][:] if self._arrays["cell"].ndim == 2 else None
+        cell = self._arrays["cell"]
+        self._cell = read(cell, slice(None)) if cell.ndim == 2 else None
         self.n_frames = self._density.shape[0]
 
     @property

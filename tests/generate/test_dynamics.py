@@ -233,6 +233,11 @@ def test_another_system_or_time_step_is_refused(tmp_path) -> None:
         molecular_dynamics(other, Springs(), path, 8, **options)
     with pytest.raises(UnfinishedError, match=r"numbers is \[3, 3, 3, 3\], not \[3, 3, 3, 3, 3\]"):
         molecular_dynamics(atoms(5), Springs(), path, 8, **options)
+    moved = atoms()
+    moved.positions[1, 2] += 0.01
+    for other in (moved, atoms(moving=False)):
+        with pytest.raises(UnfinishedError, match="positions and velocities at the start is"):
+            molecular_dynamics(other, Springs(), path, 8, interval=2, **options)
     with pytest.raises(GenerationError, match="time_step=0"):
         run(path, 8, time_step=0.0)
     assert open_trajectory(path).sizes["time"] == 3

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -587,6 +588,48 @@ def test_validation_finds(mock_trajectory: Make, case: str) -> None:
     problems = validate_trajectory(path)
     assert len(problems) == 1
     assert_helpful(problems[0], *parts)
+
+
+def _flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 4
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("chunks", [None, {}])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_damaged_chunk_is_named_when_it_is_read(
+    mock_trajectory: Make, packed: bool, chunks: Any
+) -> None:
+    """Long after the store was opened: which file, variable, frame; all the others are read."""
+    path = mock_trajectory()
+    if packed:
+        pack_trajectory(path, frames_per_shard=1)
+    run, sound = open_trajectory(path, chunks=chunks), open_trajectory(path).load()
+    _flip(path / "density" / "c.3.0.0.0")
+    _truncate(path / "density" / "c.5.0.0.0")
+    _flip(path / "positions" / "c.0.0.0")
+    for frames, frame in ((3, 3), (slice(2, 5), 3), ([7, 5], 5), (slice(4), 3)):
+        named = rf"density/c\.{frame}\.0\.0\.0: density, frame {frame}: .*decoded; restore"
+        with pytest.raises(TrajectoryError, match=named):
+            run.density[frames].values  # noqa: B018
+    with pytest.raises(TrajectoryError, match=r"c\.0\.0\.0: positions, frame 1: .*decoded"):
+        run.positions[1, 0].values  # noqa: B018
+    whole = [0, 2, 4, 7]
+    np.testing.assert_array_equal(run.density[whole, 1:3, 2], sound.density[whole, 1:3, 2])
+    (path / "density" / "c.4.0.0.0").unlink()
+    with pytest.raises(TrajectoryError, match="density, frame 4: the chunk is missing"):
+        run.density[whole].values  # noqa: B018
+    with pytest.raises(TrajectoryError, match="frame 3: .*restore the file"):
+        pack_trajectory(path)
+
+
+def test_a_writer_names_what_it_cannot_go_on_from(tmp_path: Path) -> None:
+    with create_trajectory(tmp_path / "a", n_frames=3, grid=(2, 2), cell=1.0) as writer:
+        writer.append(np.ones((2, 2)), 0.0, energy=1.0)
+    _flip(tmp_path / "a" / "energy" / "c.0")
+    with pytest.raises(TrajectoryError, match=r"energy/c\.0: energy, frame 0: .*decoded"):
+        TrajectoryWriter(tmp_path / "a")
 
 
 @pytest.mark.parametrize("grid, part", [((512, 1, 1), "512 x 1 x 1"), ((0, 4, 4), "empty")])
