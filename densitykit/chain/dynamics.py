@@ -27,7 +27,7 @@ written to the attributes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -46,7 +46,15 @@ from densitykit.io.work import Work, check_store, discard
 from densitykit.io.writer import TrajectoryWriter, create_trajectory
 from densitykit.units import ATOMIC_TIME, BOHR, BOLTZMANN_HARTREE, HARTREE
 
-__all__ = ["SEEDS", "SYSTEMS", "TIME_STEP", "simulate_chain"]
+__all__ = [
+    "SEEDS",
+    "SYSTEMS",
+    "TIME_STEP",
+    "chain_attributes",
+    "chain_species",
+    "chain_widths",
+    "simulate_chain",
+]
 
 #: widths in bohr, for any multiple of their number of atoms
 SYSTEMS = {"insulator": (1.0,), "metal": (6.0,), "mixed": (1.0, 6.0)}
@@ -208,7 +216,7 @@ def simulate_chain(
         What is at ``path`` is no trajectory.
     """
     path, name = Path(path), system if isinstance(system, str) else "custom"
-    widths = _widths(system, n_atoms)
+    widths = chain_widths(system, n_atoms)
     wanted = np.asarray(range(0, n_steps + 1, stride) if steps is None else steps, dtype=int)
     _check(wanted, displacement, time_step=time_step, mass=mass, spacing=spacing)
     seed = SEEDS.get(name, 0) if seed is None else seed
@@ -240,7 +248,7 @@ def _check(steps: NDArray[np.int64], displacement: float, **positive: float) -> 
     require(near, "displacement", displacement, "give 0 to half the spacing, or the order is lost")
 
 
-def _widths(system: str | Sequence[float], n_atoms: int) -> list[float]:
+def chain_widths(system: str | Sequence[float], n_atoms: int) -> list[float]:
     """Widths of the atoms: in a mixed chain the narrow ones come first."""
     if not isinstance(system, str):
         return [float(width) for width in system]
@@ -260,15 +268,31 @@ def _open_writer(path: Path, model: ReducedHartreeFock1D, work: Work) -> Traject
         return TrajectoryWriter(path)
     work.remove()  # of a store that was here before
 
-    attrs = {
-        "engine": f"densitykit {__version__}, densitykit.chain.dynamics",
+    attrs = chain_attributes(model, recipe, "densitykit.chain.dynamics")
+    attrs |= {"thermostat": "none (NVE)"}
+    return create_trajectory(
+        path,
+        n_frames=len(recipe["steps"]),
+        grid=(model.n_grid,),
+        cell=model.length * BOHR,
+        numbers=chain_species(model.widths),
+        attrs=attrs,
+        extra_scalars={"conserved_energy": "eV", "gap": "eV", "iterations": "1", "step": "1"},
+    )
+
+
+def chain_attributes(
+    model: ReducedHartreeFock1D, recipe: Mapping[str, Any], module: str
+) -> dict[str, Any]:
+    """Provenance of a trajectory: what made it, and what converts its units to atomic ones."""
+    return {
+        "engine": f"densitykit {__version__}, {module}",
         "functional": "reduced Hartree-Fock, one dimension, spinless, Yukawa kernel",
         "recipe": recipe,
         "temperature_electrons_hartree": model.temperature,
         "cutoff_basis_functions": model.basis.n_basis,
         "scf_tolerance": model.tolerance,
         "time_step_fs": recipe["time_step_au"] * ATOMIC_TIME,
-        "thermostat": "none (NVE)",
         "units_note": "model in atomic units; divide lengths by bohr_angstrom, times by "
         "atomic_time_fs, energies by hartree_eV. numbers: the widths in bohr, rounded",
         "bohr_angstrom": BOHR,
@@ -276,18 +300,9 @@ def _open_writer(path: Path, model: ReducedHartreeFock1D, work: Work) -> Traject
         "hartree_eV": HARTREE,
         "license": "CC-BY-4.0",
     }
-    return create_trajectory(
-        path,
-        n_frames=len(recipe["steps"]),
-        grid=(model.n_grid,),
-        cell=model.length * BOHR,
-        numbers=_species(model.widths),
-        attrs=attrs,
-        extra_scalars={"conserved_energy": "eV", "gap": "eV", "iterations": "1", "step": "1"},
-    )
 
 
-def _species(widths: NDArray[np.float64]) -> NDArray[np.int64]:
+def chain_species(widths: NDArray[np.float64]) -> NDArray[np.int64]:
     """One integer per width: the width rounded, or its rank where rounding makes two the same."""
     different, rank = np.unique(widths, return_inverse=True)
     rounded = np.round(different).astype(int)

@@ -112,6 +112,32 @@ def _chain(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _electrons(arguments: argparse.Namespace) -> int:
+    """Electrons of a chain in time after a kick, in a laser pulse, or the bundled data set."""
+    from densitykit.chain.electron_data import electron_dataset
+    from densitykit.chain.electron_runs import simulate_electrons
+    from densitykit.chain.electrons import Kick, Pulse
+    from densitykit.io.describe import summarise
+    from densitykit.io.store import runs
+
+    if arguments.dataset:
+        path = electron_dataset(arguments.out, arguments.model, restart=arguments.restart)
+        print("\n".join(summarise(path / split) for split in sorted(runs(path))))
+        return 0
+    field = Pulse(*arguments.pulse) if arguments.pulse else Kick(arguments.kick)
+    path = simulate_electrons(
+        arguments.out,
+        arguments.model,
+        field,
+        n_atoms=arguments.size,
+        n_frames=arguments.frames,
+        seed=arguments.seed,
+        restart=arguments.restart,
+    )
+    print(summarise(path))
+    return 0
+
+
 def _static(arguments: argparse.Namespace) -> int:
     """Independent snapshots, each with its density."""
     from densitykit.generate.systems import generate
@@ -151,6 +177,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     systems = commands.add_parser("generate", help=text, description=text)
     systems = systems.add_subparsers(required=True, metavar="SYSTEM")
     _add_chain(systems)
+    _add_electrons(systems)
     _add_lithium(systems)
     _add_sodium_chloride(systems)
     for name in STATIC:
@@ -182,6 +209,23 @@ def _add_chain(systems: argparse._SubParsersAction) -> None:
     sub.add_argument("--size", type=types.batch, default=8, help="atoms (default: 8)")
     text = "steps between stored frames (default: 20)"
     sub.add_argument("--interval", type=types.positive_count, default=20, metavar="N", help=text)
+
+
+def _add_electrons(systems: argparse._SubParsersAction) -> None:
+    text = "Electrons in time: time-dependent Kohn-Sham in one dimension (no engine needed)."
+    sub = _system(systems, "electrons", _electrons, text)
+    models = ("insulator", "metal")
+    text = "of the chain (default: insulator)"
+    sub.add_argument("--model", choices=models, default="insulator", help=text)
+    sub.add_argument("--dataset", action="store_true", help="the bundled set, in store OUT")
+    text = "velocity that a kick gives, atomic units (default: 0.001)"
+    sub.add_argument("--kick", type=types.positive, default=1e-3, metavar="V", help=text)
+    text = "a laser pulse instead: amplitude of A, frequency and duration, atomic units"
+    names = ("A", "OMEGA", "T")
+    sub.add_argument("--pulse", type=types.positive, nargs=3, metavar=names, help=text)
+    text = "to store, 0.5 atomic units apart (default: 800)"
+    sub.add_argument("--frames", type=types.positive_count, default=800, metavar="N", help=text)
+    sub.add_argument("--size", type=types.batch, default=8, help="atoms (default: 8)")
 
 
 def _add_lithium(systems: argparse._SubParsersAction) -> None:

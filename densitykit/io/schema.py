@@ -34,7 +34,9 @@ class Variable(NamedTuple):
 def schema_for(n_dim: int) -> dict[str, Variable]:
     """Return the variables of a trajectory in `n_dim` dimensions."""
     atomic, field = ("time", "atom", "cartesian"), ("time", *"xyz"[:n_dim])
+    flow = {"current": Variable(field, "1/fs", "electrons through a point per time")}
     return {
+        **(flow if n_dim == 1 else {}),
         "density": Variable(field, f"angstrom**-{n_dim}", "electron density"),
         "magnetization": Variable(field, f"angstrom**-{n_dim}", "spin up minus spin down"),
         "positions": Variable(atomic, "angstrom", "positions of the nuclei"),

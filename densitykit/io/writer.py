@@ -8,6 +8,7 @@ variable                           units           meaning
 ================================== =============== =========================================
 density (time, x, y, z)            angstrom**-d    float32; cell-periodic, end point excluded
 magnetization (time, x, y, z)      angstrom**-d    optional: spin up minus spin down
+current (time, x)                  1/fs            optional, d = 1: electrons through a point
 positions (time, atom, cartesian)  angstrom        nuclei
 velocities (time, atom, cartesian) angstrom/fs
 forces (time, atom, cartesian)     eV/angstrom
@@ -78,7 +79,7 @@ from densitykit.io.store import (
 
 __all__ = ["TrajectoryWriter", "copy_frames", "create_trajectory"]
 
-FIELDS = ("density", "magnetization")  # on the grid
+FIELDS = ("density", "magnetization", "current")  # on the grid
 QUANTITIES = ("valence", "total", "core", "pseudo")
 CODECS = {
     "lossless": BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
@@ -104,6 +105,7 @@ def create_trajectory(
     pbc: bool | Iterable[bool] = True,
     quantity: str = "valence",
     magnetization: bool = False,
+    current: bool = False,
     attrs: Mapping[str, Any] | None = None,
     extra_scalars: Mapping[str, str] | None = None,
     codec: str = "lossless",
@@ -132,8 +134,8 @@ def create_trajectory(
         Periodic or not: one value, or one per direction, shape (d,).
     quantity
         What the density counts: "valence", "total", "core" or "pseudo".
-    magnetization
-        Make room for the difference of the spins.
+    magnetization, current
+        Make room for the difference of the spins, and in one dimension for the current.
     attrs
         Provenance: engine, functional, cutoff, seed, licence, ... Becomes the root attributes.
     extra_scalars
@@ -175,7 +177,7 @@ def create_trajectory(
     sizes = {"time": n_frames, "vector": n_dim, "cartesian": n_dim}
     sizes |= dict(zip("xyz", grid, strict=False))
     sizes |= {} if numbers is None else {"atom": len(constants["numbers"])}
-    left_out = {"magnetization"} - ({"magnetization"} if magnetization else set())
+    left_out = {n for n, on in (("magnetization", magnetization), ("current", current)) if not on}
     left_out |= {"valence_charge"} - constants.keys()
     with _new_group(path, attrs or {}, overwrite) as group:
         for name in schema_for(n_dim).keys() - left_out:
