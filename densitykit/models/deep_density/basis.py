@@ -17,6 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 import sphericart
+import torch
 from numpy.typing import NDArray
 from scipy.integrate import simpson
 from scipy.special import gamma
@@ -137,9 +138,11 @@ class GaussianBasis:
         return np.concatenate(parts, axis=2)
 
     def density(self, vectors: Array, matrices: Array) -> Array:
-        """Sums of the functions at vectors (P, 3), by the matrices of `contract`: (P, set)."""
+        """Sums of the functions at vectors (P, 3), by the matrices of `contract`: (set, P)."""
+        if self.l_max == 0:
+            return matrices[..., 0] @ self._radial(vectors).T / np.sqrt(4 * np.pi)
         y, radial = self._parts(vectors)
-        return np.stack([np.einsum("pk,pk->p", radial @ m, y) for m in matrices], axis=1)
+        return np.stack([np.einsum("pk,pk->p", radial @ m, y) for m in matrices])
 
     @cached_property
     def integrals(self) -> Array:
@@ -153,8 +156,12 @@ class GaussianBasis:
         return float(coefficients[: self.counts[0]] @ self.integrals)
 
     def _parts(self, vectors: Array) -> tuple[Array, Array]:
-        """Solid harmonics (P, (l_max + 1)^2), and Gaussians times the envelope (P, exponents)."""
-        square = (vectors**2).sum(axis=1)
-        gaussians = np.exp(-square[:, None] * self.exponents)
-        envelope = self._envelope(np.sqrt(square))
-        return spherical_harmonics(self.l_max, vectors, True), gaussians * envelope[:, None]
+        """Solid harmonics (P, (l_max + 1)^2), and radial parts (P, exponents)."""
+        return spherical_harmonics(self.l_max, vectors, True), self._radial(vectors)
+
+    def _radial(self, vectors: Array) -> Array:
+        """Gaussians times the envelope (P, exponents)."""
+        square = np.einsum("pk,pk->p", vectors, vectors)
+        envelope = np.clip(1 - square / self.radius**2, 0, None) ** 2
+        exponents = torch.from_numpy(square[:, None] * -self.exponents)
+        return exponents.exp_().numpy() * envelope[:, None]  # several times as fast as NumPy's

@@ -35,7 +35,7 @@ from densitykit.models.deep_density.basis import GaussianBasis
 from densitykit.models.deep_density.features import Surroundings
 from densitykit.neighbours import neighbour_pairs
 
-__all__ = ["Atoms", "Block", "LinearDensity", "nearest_pairs", "points_near"]
+__all__ = ["Atoms", "Block", "LinearDensity", "Patch", "nearest_pairs"]
 
 
 @dataclass(frozen=True)
@@ -210,12 +210,15 @@ def _sum_on_grid(
     """Sum of the functions of all atoms, shape (set, X, Y, Z); a set of coefficients each."""
     sets = len(np.atleast_2d(coefficients[0][0][1]))
     total = np.zeros((sets, int(np.prod(grid))))
+    patches: dict[float, Patch] = {}
     for i, own in enumerate(coefficients):
         for basis, c in own:
             matrices = basis.contract(np.atleast_2d(c))
-            for index, vectors in points_near(atoms, i, basis.radius, grid):
+            if basis.radius not in patches:
+                patches[basis.radius] = Patch(atoms, basis.radius, grid)
+            for index, vectors in patches[basis.radius].around(atoms.positions[i]):
                 values = basis.density(vectors, matrices)
-                for row, column in zip(total, values.T, strict=True):
+                for row, column in zip(total, values, strict=True):
                     np.add.at(row, index, column)  # a small cell meets a point more than once
     return total.reshape(sets, *grid)
 
@@ -231,34 +234,55 @@ def nearest_pairs(atoms: Atoms, reach: float = 3.0) -> dict[str, float]:
     }
 
 
-def points_near(
-    atoms: Atoms, i: int, radius: float, grid: tuple[int, ...], chunk: int = 20000
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Grid points within a radius of atom i, images included, some at a time.
+class Patch:
+    """Grid points within a radius of any position, images included.
 
-    Yields
-    ------
-    tuple[np.ndarray, np.ndarray]
-        Flat indices of the points (P,), and the vectors from the atom to them (P, 3), angstrom.
-        In a cell smaller than the sphere a point comes once for each image.
+    Their offsets from the grid point nearest to it are found once for all atoms.
+
+    Parameters
+    ----------
+    atoms
+        Whose cell it is, periodic or not.
+    radius
+        angstrom.
+    grid
+        Numbers of points.
     """
-    n = np.array(grid)
-    voxel = atoms.cell / n[:, None]
-    reach = np.ceil(radius * np.linalg.norm(np.linalg.inv(voxel), axis=0)).astype(int) + 1
-    middle = np.round(atoms.positions[i] @ np.linalg.inv(voxel)).astype(int)
-    first, last = -reach, reach
-    if not atoms.periodic:  # nothing outside of the box
-        first, last = np.maximum(first, -middle), np.minimum(last, n - 1 - middle)
-    axes = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
-    inner = np.stack(np.meshgrid(axes[1], axes[2], indexing="ij"), axis=-1).reshape(-1, 2)
-    step = max(1, chunk // max(1, len(inner)))
-    for start in range(0, len(axes[0]), step):
-        outer = axes[0][start : start + step]
-        block = np.concatenate(
-            [np.repeat(outer, len(inner))[:, None], np.tile(inner, (len(outer), 1))], axis=1
-        )
-        points = middle + block
-        vectors = points @ voxel - atoms.positions[i]
-        kept = (vectors**2).sum(axis=1) < radius**2
-        points = points[kept] % n
-        yield (points[:, 0] * n[1] + points[:, 1]) * n[2] + points[:, 2], vectors[kept]
+
+    def __init__(self, atoms: Atoms, radius: float, grid: tuple[int, ...]) -> None:
+        self.grid, self.periodic, self.radius = np.array(grid), atoms.periodic, radius
+        self.voxel = atoms.cell / self.grid[:, None]
+        widest = radius + 0.5 * np.linalg.norm(self.voxel, axis=1).sum()
+        heights = 1 / np.linalg.norm(np.linalg.inv(self.voxel), axis=0)
+        self.reach = np.ceil(widest / heights).astype(int)
+        steps = np.indices(tuple(2 * self.reach + 1)).reshape(3, -1)
+        vectors = self.voxel.T @ (steps - self.reach[:, None])
+        near = (vectors**2).sum(axis=0) < widest**2
+        self.steps, self.vectors = steps[:, near], vectors[:, near]
+
+    def around(
+        self, position: np.ndarray, chunk: int = 4096
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield flat indices of points (P,), and the vectors to them (P, 3), some at a time.
+
+        In a cell smaller than the sphere a point comes once for each image.
+        """
+        middle = np.round(position @ np.linalg.inv(self.voxel)).astype(int)
+        rest = middle @ self.voxel - position
+        tables = self._tables(middle)
+        for start in range(0, self.steps.shape[1], chunk):
+            of_chunk = slice(start, start + chunk)
+            index = sum(t[n] for t, n in zip(tables, self.steps[:, of_chunk], strict=True))
+            x, y, z = (v + r for v, r in zip(self.vectors[:, of_chunk], rest, strict=True))
+            near = np.flatnonzero((x * x + y * y + z * z < self.radius**2) & (index >= 0))
+            yield index[near], np.stack([x[near], y[near], z[near]], axis=1)
+
+    def _tables(self, middle: np.ndarray) -> list[np.ndarray]:
+        """What each step along an axis adds to a flat index; very little outside of a box."""
+        out, strides = [], (self.grid[1] * self.grid[2], self.grid[2], 1)
+        for m, reach, n, stride in zip(middle, self.reach, self.grid, strides, strict=True):
+            points = np.arange(m - reach, m + reach + 1)
+            outside = (points < 0) | (points >= n)
+            table = points % n * stride
+            out.append(table if self.periodic else np.where(outside, -self.grid.prod() * 3, table))
+        return out
