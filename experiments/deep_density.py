@@ -78,12 +78,14 @@ def rows_of_table(system: str, data: Path, checkpoints: Path) -> Iterator[dict[s
             yield labels | {"weights": n_weights(map_)} | score(map_, run)
 
 
-def rows_of_curve(system: str, data: Path, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Maps from few training snapshots, drawn at random, on the first test split."""
+def rows_of_curve(
+    system: str, data: Path, seeds: Sequence[int], counts: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """Maps from few training snapshots, drawn at random, on all test splits."""
     store = data / f"{system}.zarr"
     train, held_out = (open_splits(store, name) for name in ("train", "validation"))
     test = open_splits(store, "test")
-    for n in (5, 20, 80):
+    for n in counts:
         for seed in seeds:
             few = [_drawn(run, n // len(train), seed) for run in train]
             started = time.process_time()
@@ -113,6 +115,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("data/deep-density-3d"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--snapshots", type=int, nargs="+", default=[5, 20, 80])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for system in arguments.systems:
@@ -120,7 +123,7 @@ def main() -> None:
             rows = (
                 rows_of_table(system, arguments.data, arguments.data / "checkpoints")
                 if part == "table"
-                else rows_of_curve(system, arguments.data, arguments.seeds)
+                else rows_of_curve(system, arguments.data, arguments.seeds, arguments.snapshots)
             )
             for row in rows:
                 merge_rows(arguments.out / "results.csv", pd.DataFrame([row]), KEYS)
