@@ -158,6 +158,21 @@ def _static(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _film(arguments: argparse.Namespace) -> int:
+    """Atoms, a force field and a map: a film of the density."""
+    from ase.io import read
+
+    from densitykit.generate.film import film
+    from densitykit.io.describe import summarise
+
+    names = "time_step interval temperature spacing seed relaxation keepbits restart".split()
+    options = {name: getattr(arguments, name) for name in names}
+    structure = read(arguments.structure)
+    film(structure, arguments.force, arguments.density, arguments.out, arguments.steps, **options)
+    print(summarise(arguments.out))
+    return 0
+
+
 def _convergence(arguments: argparse.Namespace) -> int:
     from densitykit.generate.systems import convergence
 
@@ -182,7 +197,36 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     _add_sodium_chloride(systems)
     for name in STATIC:
         _add_static(systems, name)
+    _add_film(commands)
     _add_convergence(commands)
+
+
+def _add_film(commands: argparse._SubParsersAction) -> None:
+    text = "A film of the density: atoms, a force field, and a map from atoms to density."
+    sub = commands.add_parser("film", help=text, description=text)
+    sub.set_defaults(action=_film)
+    sub.add_argument("structure", help="any file of atoms that ASE reads")
+    sub.add_argument("out", type=Path, help="trajectory store to write or continue")
+    text = "emt, lj, tblite, spcfw, a checkpoint of `train nuclear`, or module:function"
+    sub.add_argument("--force", required=True, metavar="FIELD", help=text)
+    text = "checkpoint of a static map"
+    sub.add_argument("--density", required=True, metavar="CHECKPOINT", help=text)
+    text = "of the dynamics (default: 1000)"
+    sub.add_argument("--steps", type=types.frames, default=1000, metavar="N", help=text)
+    text = "fs (default: 1)"
+    sub.add_argument("--time-step", type=types.positive, default=1.0, metavar="FS", help=text)
+    text = "steps between stored frames (default: 10)"
+    sub.add_argument("--interval", type=types.positive_count, default=10, metavar="N", help=text)
+    text = "K, Bussi's thermostat (default: constant energy, from the velocities of STRUCTURE)"
+    sub.add_argument("--temperature", type=types.positive, metavar="T", help=text)
+    text = "time of the thermostat, fs (default: 300)"
+    sub.add_argument("--relaxation", type=types.positive, default=300.0, metavar="FS", help=text)
+    text = "largest distance of grid points, angstrom (default: 0.25)"
+    sub.add_argument("--spacing", type=types.positive, default=0.25, metavar="A", help=text)
+    text = "mantissa bits of the stored density (default: all)"
+    sub.add_argument("--keepbits", type=types.keepbits, metavar="N", help=text)
+    sub.add_argument("--seed", type=types.seed, default=0, help="of velocities and thermostat")
+    sub.add_argument("--restart", action="store_true", help="begin anew; OUT is removed")
 
 
 def _system(

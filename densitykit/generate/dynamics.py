@@ -187,6 +187,7 @@ def molecular_dynamics(
 def _recipe(atoms: Atoms, engine: Engine) -> dict[str, Any]:
     """What a run is of; of the engine what it knows before its first solve."""
     settings = ("functional", "cutoff_rydberg", "k_points", "smearing", "basis", "bands")
+    settings += ("forces", "map")
     told = {k: v for k, v in engine.description().items() if k in settings and v != "none"}
     cell = np.round(atoms.cell.array, 6).tolist()
     return {"numbers": atoms.numbers.tolist(), "cell": cell, "engine": told}

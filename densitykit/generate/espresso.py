@@ -186,6 +186,7 @@ class Espresso(Calculator):
         self.threads, self.python = threads, Path(python) if python else worker_python()
         self.folder = None if folder is None else Path(folder)
         self.iterations = 0
+        self._start_density: NDArray[np.float64] | None = None
         self._worker: _Worker | None = None
 
     def calculate(
@@ -196,19 +197,58 @@ class Espresso(Calculator):
     ) -> None:
         """Solve for `atoms`; called by ASE when a result is asked for."""
         super().calculate(atoms, properties, system_changes)
-        if self._worker is None or {"numbers", "cell", "pbc"} & set(system_changes):
-            self._start(self.atoms)
-        reply = self._worker.ask(positions=self.atoms.positions / Bohr)
-        self.iterations = int(reply["iterations"])
+        reply = self._solve(self.max_iterations, system_changes)
         if not reply["converged"]:
             raise GenerationError(
                 f"self-consistency not reached: estimated error {float(reply['error']):.1e} Ry "
                 f"after {self.iterations} iterations (log: {self._worker.log}); lower mixing, "
                 "raise temperature or max_iterations, or look for atoms that touch"
             )
+        self._keep(reply)
+
+    def _solve(self, limit: int, changes: Sequence[str]) -> dict[str, NDArray]:
+        if self._worker is None or {"numbers", "cell", "pbc"} & set(changes):
+            self._start(self.atoms)
+        request = {"positions": self.atoms.positions / Bohr, "limit": np.array(limit)}
+        if self._start_density is not None:
+            request["start"] = resample(self._start_density, self._worker.grid) * Bohr**3
+            self._start_density = None
+        reply = self._worker.ask(**request)
+        self.iterations = int(reply["iterations"])
+        return reply
+
+    def _keep(self, reply: Mapping[str, NDArray]) -> None:
         energy = float(reply["energy"]) * Ry
         self.results = {"energy": energy, "free_energy": energy}
         self.results["forces"] = reply["forces"].reshape(-1, 3) * Ry / Bohr
+
+    def start_from(self, density: NDArray[np.floating]) -> None:
+        """Let the next solve start from a density instead of superposed or extrapolated ones.
+
+        Parameters
+        ----------
+        density
+            Valence density, shape (X, Y, Z), angstrom**-3, on any grid; it is resampled.
+        """
+        self._start_density = np.asarray(density, float)
+        self.reset()
+
+    def one_shot(self, atoms: Atoms, density: NDArray[np.floating]) -> float:
+        """Energy (eV) of one diagonalisation in the potential of a density.
+
+        Its error is of second order in that of the density (Harris 1985, Phys. Rev. B 31, 1770;
+        Foulkes and Haydock 1989, Phys. Rev. B 39, 12520). A solve of the same atoms goes on from
+        its orbitals.
+
+        Parameters
+        ----------
+        atoms, density
+            See `start_from`.
+        """
+        self.start_from(density)
+        changes = self.check_state(atoms)
+        super().calculate(atoms, ["energy"], changes)
+        return float(self._solve(1, changes)["energy"]) * Ry
 
     def density(self, shape: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Return the valence density of the configuration solved last.
@@ -382,7 +422,9 @@ class _Worker:
         os.close(theirs), os.close(theirs_too)  # else a dead worker would not end the stream
         self._requests: BinaryIO = os.fdopen(requests, "wb")
         self._replies: BinaryIO = os.fdopen(replies, "rb")
-        self.versions = {name: str(value) for name, value in self._receive().items()}
+        told = self._receive()
+        self.grid = tuple(told.pop("grid").tolist())
+        self.versions = {name: str(value) for name, value in told.items()}
 
     def ask(self, **arrays: Any) -> dict[str, NDArray]:
         """Send a request and wait for the reply."""

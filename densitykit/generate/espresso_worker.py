@@ -78,20 +78,34 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
     driver = Driver("pw.in")
     versions = {"qepy": qepy.__version__, "blas": blas, "numpy": np.__version__}
-    write_record(replies, **versions)
+    write_record(replies, **versions, grid=np.array(driver.get_number_of_grid_points()))
     while True:
         request = read_record(requests)
         if "positions" in request:
-            write_record(replies, **solve(driver, request["positions"]))
+            write_record(replies, **solve(driver, **request))
         else:
             write_record(replies, density=density(driver))
 
 
-def solve(driver: Any, positions: np.ndarray) -> dict[str, Any]:
-    """Solve the Kohn-Sham equations for these positions (bohr); energies in Ry, forces Ry/bohr."""
+def solve(
+    driver: Any,
+    positions: np.ndarray,
+    start: np.ndarray | None = None,
+    limit: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Solve the Kohn-Sham equations for these positions (bohr); energies in Ry, forces Ry/bohr.
+
+    `start` is a density on the grid of Quantum ESPRESSO, bohr**-3, to start from; `limit` the
+    number of iterations after which self-consistency is given up.
+    """
     if getattr(driver, "started", False):
         driver.update_ions(positions)
     driver.started = True
+    if start is not None:
+        driver.set_density(start.reshape(-1, 1, order="F"))
+        driver.qepy_pw.qepy_mod.qepy_calc_effective_potential()
+    if limit is not None:
+        driver.qepy_modules.control_flags.set_niter(int(limit))
     driver.scf()
     flags = driver.qepy_modules.control_flags
     return {

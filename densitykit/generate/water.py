@@ -20,18 +20,21 @@ one machine.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms, units
+from ase.calculators.calculator import Calculator, all_changes
 from ase.data import atomic_masses
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from densitykit.errors import GenerationError
 from densitykit.generate.geometries import missing
 from densitykit.io.progress import progress_bar
 
-__all__ = ["water"]
+__all__ = ["SPCFw", "water"]
 
 _WATER_DENSITY = 0.997  # g/cm3, at 298 K and 1 bar
 _NM = 10.0  # angstrom
@@ -86,17 +89,12 @@ def water(
     GenerationError
         OpenMM is missing.
     """
-    try:
-        import openmm
-    except ImportError as error:
-        raise missing("openmm") from error
+    openmm = _openmm()
     mass = n_molecules * (2 * atomic_masses[1] + atomic_masses[8])
     edge = (mass / units.mol / (_WATER_DENSITY * 1e-24)) ** (1 / 3)
     integrator = openmm.LangevinMiddleIntegrator(temperature, 5.0, 0.0005)  # K, 1/ps, ps
     integrator.setRandomNumberSeed(seed + 1)  # 0 would mean: any
-    platform = openmm.Platform.getPlatformByName("CPU")
-    exact = {"Threads": "1", "DeterministicForces": "true"}  # the same sum in the same order
-    context = openmm.Context(_spcfw(n_molecules, edge), integrator, platform, exact)
+    context = _context(_spcfw(n_molecules, edge), integrator)
     context.setPositions(_ice_cubes(n_molecules, edge, seed) / _NM)
     openmm.LocalEnergyMinimizer.minimize(context, 100.0, 500)
     context.setVelocitiesToTemperature(temperature, seed + 1)
@@ -111,10 +109,71 @@ def water(
     return found
 
 
+class SPCFw(Calculator):
+    """The potential as an ASE calculator, for cubic cells of molecules written O, H, H.
+
+    Energies are in eV, forces in eV/angstrom. OpenMM's CPU platform, one thread.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Evaluate the potential; called by ASE.
+
+        Raises
+        ------
+        GenerationError
+            The atoms are not whole molecules in the order O, H, H, or the cell is not cubic.
+        """
+        super().calculate(atoms, properties, system_changes)
+        if {"numbers", "cell", "pbc"} & set(system_changes):
+            n_molecules, edge = _checked(self.atoms)
+            idle = _openmm().VerletIntegrator(0.001)  # never stepped
+            self._context = _context(_spcfw(n_molecules, edge), idle)
+        self._context.setPositions(self.atoms.positions / _NM)
+        state = self._context.getState(energy=True, forces=True)
+        energy = state.getPotentialEnergy()._value * _KJ_PER_MOL
+        forces = np.array(state.getForces(asNumpy=True)._value) * _KJ_PER_MOL / _NM
+        self.results = {"energy": energy, "forces": forces}
+
+
+def _checked(atoms: Atoms) -> tuple[int, float]:
+    """Return the number of molecules and the edge of the cell."""
+    edge, numbers = atoms.cell.lengths().max(initial=0.0), atoms.numbers
+    n = len(numbers) // 3
+    cubic = np.allclose(atoms.cell.array, edge * np.eye(3)) and atoms.pbc.all()
+    if not (n and cubic and np.array_equal(numbers, np.tile([8, 1, 1], n))):
+        raise GenerationError(
+            f"{atoms.get_chemical_formula() or 'no atoms'}, cell {atoms.cell.lengths().round(3)}: "
+            "SPC/Fw is for water in a cubic periodic cell, each molecule written O, H, H"
+        )
+    return n, float(edge)
+
+
+def _openmm() -> Any:
+    try:
+        import openmm
+    except ImportError as error:
+        raise missing("openmm") from error
+    return openmm
+
+
+def _context(system: Any, integrator: Any) -> Any:
+    """Return a context of one thread that adds the same sums in the same order."""
+    openmm = _openmm()
+    platform = openmm.Platform.getPlatformByName("CPU")
+    exact = {"Threads": "1", "DeterministicForces": "true"}
+    return openmm.Context(system, integrator, platform, exact)
+
+
 def _spcfw(n_molecules: int, edge: float) -> Any:
     """Return the OpenMM system: nm, kJ/mol, elementary charges."""
-    import openmm
-
+    openmm = _openmm()
     p, kcal, A = _SPCFW, 4.184, 1 / _NM
     system = openmm.System()
     system.setDefaultPeriodicBoxVectors(*(edge * A * np.eye(3)))

@@ -63,6 +63,22 @@ def test_density_counts_the_valence_electrons(engine) -> None:
 
 
 @needs_worker
+def test_a_good_density_is_a_good_start(engine) -> None:
+    atoms = lithium()
+    energy, _, rho = solve(engine, atoms)
+    options = {"temperature": 3000.0, "threshold": 1e-7 * Ry, "extrapolation": "atomic"}
+    with Espresso(12 * Ry, (2, 2, 2), **options) as fresh:
+        atomic = fresh.get_potential_energy(atoms), fresh.iterations
+        fresh.start_from(resample(rho, (10, 10, 10)))
+        assert fresh.get_potential_energy(atoms) == pytest.approx(energy, abs=1e-5)
+        assert atomic[0] == pytest.approx(energy, abs=1e-5)
+        assert fresh.iterations < atomic[1]
+        disturbed = rho * (1 + 0.05 * np.cos(2 * np.pi * np.arange(len(rho)) / len(rho)))
+        errors = [fresh.one_shot(atoms, guess) - energy for guess in (rho, disturbed)]
+    assert abs(errors[0]) < 1e-5 and 1e-4 < abs(errors[1]) < 0.1
+
+
+@needs_worker
 def test_forces_are_derivatives_of_the_free_energy(engine) -> None:
     atoms, h = lithium(), 0.01
     forces = solve(engine, atoms)[1]

@@ -14,7 +14,7 @@ from densitykit.models.deep_density.linear import Atoms, LinearDensity, nearest_
 if TYPE_CHECKING:
     import ase
 
-__all__ = ["predict"]
+__all__ = ["boxed", "grid_of", "predict", "too_close"]
 
 _VACUUM = 4.0  # angstrom around a molecule that comes without a box
 _CLOSE, _UNSURE = 0.95, 3.0  # times the nearest pair, and the error, of the training set
@@ -60,14 +60,14 @@ def predict(
         The structure holds no atoms, is periodic along some axes only, or the spacing is not
         positive.
     """
-    atoms = _boxed(atoms, spacing)
+    atoms = boxed(atoms, spacing)
     cell = np.asarray(atoms.cell, float)
     if grid is None:
-        grid = tuple(2 * int(np.ceil(x / spacing / 2)) for x in np.linalg.norm(cell, axis=1))
+        grid = grid_of(cell, spacing)
     inner = Atoms(atoms.positions, atoms.numbers, cell, bool(atoms.pbc.all()))
     axes, units = ("time", "x", "y", "z"), {"units": "angstrom**-3"}
     fields = {"density": (axes, model.density(inner, grid)[None], units)}
-    warnings, attrs = _too_close(model, inner), {}
+    warnings, attrs = too_close(model, inner), {}
     if uncertainty and not hasattr(model, "uncertainty"):
         raise CheckpointError(
             f"a {type(model).__name__} cannot tell its uncertainty; train a linear map for it"
@@ -91,7 +91,19 @@ def predict(
     )
 
 
-def _boxed(atoms: ase.Atoms, spacing: float) -> ase.Atoms:
+def grid_of(cell: np.ndarray, spacing: float) -> tuple[int, ...]:
+    """Even numbers of points along the vectors of a cell, no further apart than the spacing."""
+    return tuple(2 * int(np.ceil(x / spacing / 2)) for x in np.linalg.norm(cell, axis=1))
+
+
+def boxed(atoms: ase.Atoms, spacing: float) -> ase.Atoms:
+    """Return a copy in a cell: a molecule without one gets a box with 4 angstrom around it.
+
+    Raises
+    ------
+    ShapeError
+        See `predict`.
+    """
     if not len(atoms) or not spacing > 0:
         raise ShapeError(
             f"{len(atoms)} atoms and a spacing of {spacing} angstrom give no density; give a "
@@ -109,7 +121,7 @@ def _boxed(atoms: ase.Atoms, spacing: float) -> ase.Atoms:
     return atoms
 
 
-def _too_close(model: LinearDensity, atoms: Atoms) -> list[str]:
+def too_close(model: LinearDensity, atoms: Atoms) -> list[str]:
     """Say which species are closer than in any configuration of the training set."""
     found, known = nearest_pairs(atoms), model.nearest
     if not isinstance(known, Mapping):
