@@ -7,10 +7,9 @@ import pytest
 
 from densitykit.cells import cubic_edge, wave_vectors
 from densitykit.errors import ShapeError, TrajectoryError
-from densitykit.fields import fourier_shift, n_electrons, plane, resample, time_derivative
+from densitykit.fields import n_electrons, plane, resample
 
 TRICLINIC = np.array([[4.0, 0.0, 0.0], [1.0, 5.0, 0.0], [0.5, -1.0, 6.0]])
-SCHEMES = ("backward-1", "backward-2", "central")
 
 
 def polynomial(shape: tuple[int, ...], shift: tuple[float, ...] | None = None) -> np.ndarray:
@@ -112,103 +111,6 @@ def test_resample_nyquist_is_the_cosine() -> None:
 def test_resample_refuses_bad_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"shape \(6, 6, 6\).*; give"):
         resample(np.ones((6, 6, 6)), shape)
-
-
-# --- shifts ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(5, 6, 7), (8, 8, 8)])
-@pytest.mark.parametrize("shift", [(0.1, 0.27, -0.4), (0.0, 0.5, 1.3)])
-def test_shift_of_a_band_limited_field(shape: tuple[int, ...], shift: tuple[float, ...]) -> None:
-    moved = fourier_shift(polynomial(shape), shift)
-    np.testing.assert_allclose(moved, polynomial(shape, shift), atol=1e-12)
-
-
-@pytest.mark.parametrize("n", [6, 7])
-def test_shift_by_grid_points_is_a_roll(n: int) -> None:
-    noise = np.random.default_rng(3).normal(size=(2, n, n, n))
-    moved = fourier_shift(noise, (1 / n, -2 / n, (n + 3) / n))
-    np.testing.assert_array_equal(moved, np.roll(noise, (1, -2, 3), (1, 2, 3)))
-
-
-@pytest.mark.parametrize("n", [7, 8])
-def test_shift_tends_to_the_roll(n: int) -> None:
-    """Nearly a grid step, through Fourier space, is nearly the exact roll, Nyquist included."""
-    noise = np.random.default_rng(4).normal(size=(n,))
-    moved = fourier_shift(noise, ((1 + 1e-7) / n,))
-    np.testing.assert_allclose(moved, np.roll(noise, 1), atol=1e-5)
-
-
-def test_shifts_compose() -> None:
-    noise = np.random.default_rng(5).normal(size=(7, 9))
-    twice = fourier_shift(fourier_shift(noise, (0.13, 0.4)), (0.21, -0.77))
-    np.testing.assert_allclose(twice, fourier_shift(noise, (0.34, -0.37)), atol=1e-12)
-    np.testing.assert_allclose(fourier_shift(twice, (-0.34, 0.37)), noise, atol=1e-12)
-    np.testing.assert_allclose(np.sum(twice**2), np.sum(noise**2), rtol=1e-12)
-
-
-# --- time derivative -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("scheme", "degree"), [("backward-1", 1), ("backward-2", 2), ("central", 2)]
-)
-def test_derivative_is_exact_up_to_its_degree(scheme: str, degree: int) -> None:
-    spacing = 0.5
-    t = spacing * np.arange(6)[:, None]
-    exponents = np.array([0, 1, 2, 3])
-    field, exact = t**exponents, exponents * t ** np.maximum(exponents - 1, 0)
-    error = np.abs(time_derivative(field, spacing, scheme) - exact)[2:-1]
-    assert np.all(error[:, : degree + 1] < 1e-12)
-    assert np.all(error[:, degree + 1] > 0.1)
-
-
-@pytest.mark.parametrize(
-    ("scheme", "order"), [("backward-1", 1), ("backward-2", 2), ("central", 2)]
-)
-def test_derivative_order(scheme: str, order: int) -> None:
-    def error(spacing: float) -> float:
-        t = 1 + spacing * np.arange(-2, 2)
-        return abs(time_derivative(np.exp(t), spacing, scheme)[2] - np.exp(1))
-
-    assert np.log2(error(0.02) / error(0.01)) == pytest.approx(order, abs=0.05)
-
-
-@pytest.mark.parametrize(
-    ("scheme", "missing"), [("backward-1", [0]), ("backward-2", [0, 1]), ("central", [0, 5])]
-)
-def test_derivative_is_nan_where_frames_are_missing(scheme: str, missing: list[int]) -> None:
-    rate = time_derivative(np.ones((6, 2, 2)), 1.0, scheme)
-    np.testing.assert_array_equal(np.flatnonzero(np.isnan(rate).all(axis=(1, 2))), missing)
-    assert np.isnan(rate).sum() == 4 * len(missing)
-    assert np.isnan(time_derivative(np.ones((1, 2)), 1.0, scheme)).all()
-
-
-def test_derivative_spreads_a_nan_frame_no_further_than_its_stencil() -> None:
-    field = np.ones((8, 1))
-    field[3] = np.nan
-    for scheme, bad in {"backward-1": [0, 3, 4], "backward-2": [0, 1, 3, 4, 5]}.items():
-        rate = time_derivative(field, 1.0, scheme)[:, 0]
-        np.testing.assert_array_equal(np.flatnonzero(np.isnan(rate)), bad)
-
-
-def test_derivative_and_the_future() -> None:
-    """Backward rates do not change with later frames; the central one does."""
-    field = np.random.default_rng(6).normal(size=(8, 3))
-    changed = field.copy()
-    changed[5:] += 100
-    for scheme in SCHEMES:
-        same = np.array_equal(
-            time_derivative(field, 2.0, scheme)[:5],
-            time_derivative(changed, 2.0, scheme)[:5],
-            equal_nan=True,
-        )
-        assert same == (scheme != "central")
-
-
-def test_derivative_refuses_unknown_schemes() -> None:
-    with pytest.raises(ShapeError, match="'forward'.*choose from.*backward-2"):
-        time_derivative(np.ones((4, 2)), 1.0, "forward")
 
 
 # --- wave vectors, planes, cells -------------------------------------------------------------

@@ -10,7 +10,6 @@ from test_nuclei import CUBE, FRACTIONS, LITHIUM, SHAPE, SKEW, holes
 from densitykit.analysis.nuclei import NucleiFilter, match_nuclei
 from densitykit.analysis.tracking import implied_temperature, kinetic_temperature, track_nuclei
 from densitykit.errors import ShapeError
-from densitykit.fields import time_derivative
 from densitykit.io.reader import open_trajectory
 from densitykit.units import KELVIN, atomic_masses
 
@@ -93,9 +92,8 @@ def test_tracks_of_the_bundled_liquid() -> None:
     order = match_nuclei(tracked.positions[0], run.positions.values[0], cell)[0]
     moved = tracked.positions[:, order] - tracked.positions[0, order]
     assert np.abs(moved - (run.positions.values - run.positions.values[0])).max() < 0.02
-    seen = time_derivative(tracked.positions[:, order], 6.0, "central")
+    seen = np.gradient(tracked.positions[:, order], 6.0, axis=0)
     true = run.velocities.values
-    assert np.isnan(seen[[0, -1]]).all()
     assert np.sqrt(np.mean((seen - true)[1:-1] ** 2)) < 0.03 * true.std()
     implied = implied_temperature(tracked.measured, 6.94, 6.0)
     assert implied.temperature == pytest.approx(run.temperature.values.mean(), rel=0.02)
