@@ -10,11 +10,10 @@ from itertools import product
 
 import numpy as np
 
-from densitykit.errors import ShapeError, TrajectoryError
+from densitykit.errors import ShapeError
 
 __all__ = [
     "cell_heights",
-    "cubic_edge",
     "group_lengths",
     "minimum_image",
     "reduced_cell",
@@ -119,18 +118,3 @@ def shells(shape: Sequence[int], cell: np.ndarray | None = None) -> np.ndarray:
     """
     cell = np.eye(len(shape)) if cell is None else np.asarray(cell)
     return group_lengths(np.linalg.norm(wave_vectors(shape, cell), axis=-1))[1]
-
-
-def cubic_edge(cell: np.ndarray, source: str = "trajectory") -> float:
-    """Edge in angstrom of a cubic cell; TrajectoryError if it is not cubic."""
-    edge = float(cell[0, 0])
-    if (
-        edge <= 0
-        or np.shape(cell) != (3, 3)
-        or not np.allclose(cell, edge * np.eye(3), atol=1e-6 * abs(edge))
-    ):
-        raise TrajectoryError(
-            f"{source}: variable 'cell' is not cubic ({np.asarray(cell).tolist()}); symmetry "
-            "augmentation and cubic models need a cubic cell aligned with the axes"
-        )
-    return edge

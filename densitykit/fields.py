@@ -16,12 +16,7 @@ from scipy.signal import resample as _resample_axis
 
 from densitykit.errors import ShapeError
 
-__all__ = [
-    "check_stride",
-    "n_electrons",
-    "plane",
-    "resample",
-]
+__all__ = ["check_stride", "n_electrons", "resample"]
 
 
 def n_electrons(density: np.ndarray, cell: np.ndarray) -> np.ndarray:
@@ -78,9 +73,3 @@ def check_stride(shape: Sequence[int], stride: int) -> None:
             f"grid {tuple(shape)} is not divisible by the stride {stride} of the map; "
             f"resample the density to a multiple of {stride} with densitykit.fields.resample"
         )
-
-
-def plane(field: np.ndarray, axis: int | str, index: int) -> np.ndarray:
-    """Lattice plane (*, n, m) of a field (*, X, Y, Z); ``axis`` is 0, 1, 2 or "x", "y", "z"."""
-    number = "xyz".index(axis) if isinstance(axis, str) else axis
-    return np.take(field, index, axis=number - 3)

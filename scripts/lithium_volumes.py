@@ -18,7 +18,6 @@ from pathlib import Path
 
 from ase import Atoms
 
-from densitykit.cells import cubic_edge
 from densitykit.generate.snapshots import System, generate_snapshots
 from densitykit.generate.systems import plane_waves
 from densitykit.io.describe import summarise
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=6, help="frames at each volume")
     arguments = parser.parse_args()
     run = open_split(arguments.data, "train")
-    spacing = 1.0001 * cubic_edge(run.cell.values) / run.sizes["x"]  # as many points as the run
+    spacing = 1.0001 * float(run.cell[0, 0]) / run.sizes["x"]  # as many points as the run
     for volume in VOLUMES:
         n = 1 if volume == 1 else arguments.n
         system = System(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from densitykit.cells import cubic_edge, wave_vectors
-from densitykit.errors import ShapeError, TrajectoryError
-from densitykit.fields import n_electrons, plane, resample
+from densitykit.cells import wave_vectors
+from densitykit.errors import ShapeError
+from densitykit.fields import n_electrons, resample
 
 TRICLINIC = np.array([[4.0, 0.0, 0.0], [1.0, 5.0, 0.0], [0.5, -1.0, 6.0]])
 
@@ -113,7 +113,7 @@ def test_resample_refuses_bad_shapes(shape: tuple[int, ...]) -> None:
         resample(np.ones((6, 6, 6)), shape)
 
 
-# --- wave vectors, planes, cells -------------------------------------------------------------
+# --- wave vectors ----------------------------------------------------------------------------
 
 
 def test_wave_vectors_of_a_box() -> None:
@@ -136,33 +136,3 @@ def test_wave_vectors_label_the_fft() -> None:
         expected = np.zeros(shape)
         expected[index] = 1
         np.testing.assert_allclose(np.fft.fftn(wave, norm="forward"), expected, atol=1e-12)
-
-
-@pytest.mark.parametrize(("name", "axis"), [("x", 0), ("y", 1), ("z", 2)])
-def test_plane(name: str, axis: int) -> None:
-    field = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    expected = [field[:, 2], field[:, :, 2], field[:, :, :, 2]][axis]
-    np.testing.assert_array_equal(plane(field, name, 2), expected)
-    np.testing.assert_array_equal(plane(field, axis, 2), expected)
-
-
-def test_cubic_edge() -> None:
-    assert cubic_edge(9.13 * np.eye(3)) == 9.13
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [
-        TRICLINIC,
-        np.diag([5.0, 5.0, 5.1]),
-        -5 * np.eye(3),
-        0 * np.eye(3),
-        5 * np.eye(2),
-        5 * np.eye(3)[[1, 0, 2]],
-    ],
-)
-def test_cubic_edge_refuses_other_cells(cell: np.ndarray) -> None:
-    with pytest.raises(
-        TrajectoryError, match=r"run-1\.zarr: variable 'cell' is not cubic .*; .*cubic cell"
-    ):
-        cubic_edge(cell, "run-1.zarr")

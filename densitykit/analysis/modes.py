@@ -37,21 +37,9 @@ from densitykit.cells import group_lengths
 from densitykit.errors import ShapeError, TrajectoryError
 from densitykit.units import SYMBOLS
 
-__all__ = [
-    "allowed_waves",
-    "apply_lazily",
-    "density_modes",
-    "fluctuation",
-    "nuclear_modes",
-    "partial_structure",
-    "peak_wave_number",
-    "same_waves",
-    "shell_mean",
-    "species_of",
-    "species_pairs",
-    "static_structure",
-    "structure_factor",
-]
+__all__ = ["allowed_waves", "apply_lazily", "density_modes", "fluctuation", "nuclear_modes"]
+__all__ += ["partial_structure", "peak_wave_number", "same_waves", "shell_mean", "species_of"]
+__all__ += ["species_pairs", "static_structure", "structure_factor"]
 
 _SAME = 1e-6  # 1/angstrom: wave numbers closer than this are one shell
 

@@ -55,6 +55,11 @@ class Plane:
         return np.array([(0, 0), (wide, 0), (wide + shear, tall), (shear, tall), (0, 0)])
 
     @property
+    def span(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lowest and highest coordinates to the right and upwards."""
+        return self.outline.min(axis=0), self.outline.max(axis=0)
+
+    @property
     def labels(self) -> list[str]:
         """Names of the directions to the right and upwards: x, y, z where they are these."""
         along = "abc"[self.steps[0].argmax()] if sum(abs(self.steps[0])) == 1 else None

@@ -30,8 +30,8 @@ class Run:
         Shape (3, 3) or (T, 3, 3), in angstrom, or None: lengths are then grid steps.
     numbers, positions
         Shapes (N,), and (T, N, 3) in angstrom, or None.
-    signed
-        Whether it is a difference of densities.
+    reference
+        A density of the same shape that is taken off, or None.
     """
 
     density: Any
@@ -39,7 +39,7 @@ class Run:
     cell: NDArray[np.floating] | None = None
     numbers: NDArray[np.integer] | None = None
     positions: Any = None
-    signed: bool = False
+    reference: Any = None
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -50,12 +50,18 @@ class Run:
         return "grid point" if self.cell is None else "Å"
 
     @property
+    def signed(self) -> bool:
+        """Whether it is a difference of densities."""
+        return self.reference is not None
+
+    @property
     def kind(self) -> str:
         return "Δρ" if self.signed else "ρ"
 
     def field(self, frame: int = 0) -> NDArray[np.floating]:
         """Density of one frame, shape (X, Y, Z)."""
-        return np.asarray(self.density[frame])
+        field = np.asarray(self.density[frame])
+        return field - np.asarray(self.reference[frame]) if self.signed else field
 
     def finite_field(self, frame: int = 0) -> NDArray[np.float64]:
         """Density of one frame, which has neither NaN nor infinities, or ShapeError."""
@@ -78,38 +84,26 @@ class Run:
         known = np.isfinite(positions).all(axis=1)
         return self.numbers[known], positions[known]
 
+    def moment(self, frame: int = 0) -> str:
+        """Time of one frame in words; empty where it is unknown."""
+        return "" if self.times is None else f"t = {self.label(frame)}"
+
     def label(self, frame: int = 0) -> str:
         """Time of one frame, or its number."""
         return f"frame {frame}" if self.times is None else f"{self.times[frame]:.7g} fs"
 
     def take(self, frames: Sequence[int]) -> Run:
         """Only these frames."""
-        moving = {"density": self.density, "times": self.times, "positions": self.positions}
-        if np.ndim(self.cell) == 3:
-            moving["cell"] = self.cell
+        names = [
+            "density",
+            "reference",
+            "times",
+            "positions",
+            *["cell"] * (np.ndim(self.cell) == 3),
+        ]
+        moving = {key: getattr(self, key) for key in names}
         frames = np.asarray(frames)
         return replace(self, **{k: v if v is None else v[frames] for k, v in moving.items()})
-
-
-@dataclass(frozen=True)
-class _Difference:
-    """Frames less those of a reference, read where they are drawn."""
-
-    frames: Any
-    reference: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.frames.shape
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, key: Any) -> _Difference:
-        return _Difference(self.frames[key], self.reference[key])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.floating]:
-        return np.asarray(self.frames, float) - np.asarray(self.reference, float)
 
 
 #: a trajectory, or a density of shape (X, Y, Z) or (T, X, Y, Z) in angstrom**-3
@@ -193,7 +187,7 @@ def difference(density: Drawable, reference: Drawable) -> Run:
         base = replace(run, density=np.broadcast_to(base.field(), (len(run.density), *base.grid)))
     both = at_common_times(as_runs({"density": run, "reference": base}))
     run, base = both.values()
-    return replace(run, density=_Difference(run.density, base.density), signed=True)
+    return replace(run, reference=base.density)
 
 
 def as_runs(

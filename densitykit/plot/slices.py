@@ -27,17 +27,15 @@ from densitykit.errors import ShapeError
 from densitykit.plot.curves import series_figure
 from densitykit.plot.planes import Plane, grid_plane, images_near, lattice_plane, values_at
 from densitykit.plot.runs import Drawable, Run, as_run, as_runs, at_common_times
-from densitykit.plot.theme import TEMPLATE, colour_axis, film_controls, heading, line_styles
+from densitykit.plot.theme import TEMPLATE, colour_axis, film, heading, line_styles
 from densitykit.units import SYMBOLS
 
 __all__ = ["comparison_figure", "film_figure", "line", "panels_figure", "plane", "slice_figure"]
 
 WITHIN = 0.5  # angstrom
-#: what changes from frame to frame
-_MOVING = ("type", "x", "y", "z", "x0", "dx", "y0", "dy", "text")
 
 
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """How planes are drawn: pixels along the longer side, and as above."""
 
     pixels: int
@@ -53,12 +51,11 @@ def slice_figure(
     cell: ArrayLike | None = None,
     smooth: bool = True,
     within: float = WITHIN,
-    title: str | None = None,
 ) -> go.Figure:
-    """Draw one plane of grid points. The default title says where it is."""
+    """Draw one plane of grid points; the title says where it is."""
     run = as_run(density, cell=cell)
     here = grid_plane(run.grid, run.cell_at(), axis, index)
-    return _single(run, here, _Look(72, smooth, within), title)
+    return _single(run, here, Look(72, smooth, within))
 
 
 def plane(
@@ -68,7 +65,6 @@ def plane(
     *,
     cell: ArrayLike | None = None,
     within: float = WITHIN,
-    title: str | None = None,
 ) -> go.Figure:
     """Draw any lattice plane, by Fourier interpolation.
 
@@ -83,7 +79,7 @@ def plane(
     if through is None:
         through = np.zeros(3) if run.atoms() is None else run.atoms()[1][0]
     here = lattice_plane(run.cell_at(), hkl, through)
-    return _single(run, here, _Look(96, True, within), title)
+    return _single(run, here, Look(96, True, within))
 
 
 def line(
@@ -93,7 +89,6 @@ def line(
     *,
     cell: ArrayLike | None = None,
     within: float = WITHIN,
-    title: str | None = None,
 ) -> go.Figure:
     """Draw a density, or several, along a straight line, by Fourier interpolation.
 
@@ -122,10 +117,9 @@ def line(
         height = np.interp(along[near], x, next(iter(curves.values())))
         fig.add_trace(_marks(along[near], height, np.resize(numbers, len(r))[near]))
     spots = [", ".join(f"{c:.2f}" for c in point).replace("-", "−") for point in ends]
-    text = title or f"({spots[0]}) to ({spots[1]}) {first.unit}"
-    time = "" if first.times is None else f"t = {first.label()}"
-    fig.update_layout(heading(text, time, _nearby(first, within, "line")), width=760, margin_t=66)
-    fig.update_layout(showlegend=len(runs) > 1)
+    text = f"({spots[0]}) to ({spots[1]}) {first.unit}"
+    text = heading(text, first.moment(), _nearby(first, within, "line"))
+    fig.update_layout(text, width=760, margin_t=66, showlegend=len(runs) > 1)
     return fig.update_xaxes(title_text=f"distance ({first.unit})")
 
 
@@ -140,11 +134,11 @@ def _marks(
     return go.Scatter(x=x, y=y, text=[SYMBOLS[n] for n in numbers], **marks)
 
 
-def _single(run: Run, here: Plane, look: _Look, title: str | None) -> go.Figure:
-    panel = _panel(run, 0, here, look)
-    time = "" if run.times is None else f"t = {run.label()}"
-    text = heading(title or here.title(run.unit), time, _nearby(run, look.within))
-    return _panels([[panel]], here, run, 380, **text, coloraxis=colour_axis(panel[0].z, run.kind))
+def _single(run: Run, here: Plane, look: Look) -> go.Figure:
+    traces = panel(run, 0, here, look)
+    text = heading(here.title(run.unit), run.moment(), _nearby(run, look.within))
+    colours = colour_axis(traces[0].z, run.kind)
+    return _panels([[traces]], here, run, 380, **text, coloraxis=colours)
 
 
 def comparison_figure(
@@ -165,23 +159,24 @@ def comparison_figure(
         raise ShapeError(f"there are {len(runs)} fields, {list(runs)}; pass two to compare")
     first, _ = runs.values()
     here = grid_plane(first.grid, first.cell_at(), axis, index)
-    look = _Look(60, smooth, within)
+    look = Look(60, smooth, within)
     truth, prediction = (run.field() for run in runs.values())
-    panels = [_panel(run, 0, here, look) for run in runs.values()]
+    panels = [panel(run, 0, here, look) for run in runs.values()]
     error = _heatmap(prediction - truth, here, look, first.unit)
     error.update(z=abs(error.z), coloraxis="coloraxis2")
     bars = [
-        colour_axis(np.stack([panel[0].z for panel in panels]), below=(0, 0.66)),
-        colour_axis(error.z, "|error|", below=(0.675, 1)),
+        colour_axis(np.stack([panel[0].z for panel in panels])),
+        colour_axis(error.z, "|error|"),
     ]
     if not error.z.any():
         bars[1]["cmax"] = 0.01 * (bars[0]["cmax"] - bars[0]["cmin"])
     norm = np.linalg.norm(truth) or np.nan  # no relative error of nothing
     percent = 100 * np.linalg.norm(prediction - truth) / norm
     text = heading(here.title(first.unit), f"relative l² error of the field: {percent:.3g} %")
-    columns, margin = [*runs, "|error|"], dict(b=140, r=25)
+    bars[1]["colorbar"].update(x=1.12)
+    columns, margin = [*runs, "|error|"], dict(r=185)
     options = dict(columns=columns, margin=margin, coloraxis=bars[0], coloraxis2=bars[1])
-    return _panels([[*panels, [error, *_outside(here)]]], here, first, 280, **options, **text)
+    return _panels([[*panels, [error, _outside(here)]]], here, first, 250, **options, **text)
 
 
 def panels_figure(
@@ -206,8 +201,8 @@ def panels_figure(
     picks = np.linspace(0, n - 1, min(n, 4)).round().astype(int) if picks is None else picks
     if not len(picks) or not all(-n <= pick < n for pick in picks):
         raise ShapeError(f"picks {list(picks)}: choose frames of the run, which has {n}")
-    here, look = grid_plane(first.grid, first.cell_at(), axis, index), _Look(48, smooth, within)
-    rows = [[_panel(run, pick, here, look) for pick in picks] for run in runs.values()]
+    here, look = grid_plane(first.grid, first.cell_at(), axis, index), Look(48, smooth, within)
+    rows = [[panel(run, pick, here, look) for pick in picks] for run in runs.values()]
     colours = colour_axis(np.stack([panel[0].z for panel in rows[0]]), first.kind)
     text = heading(here.title(first.unit), _nearby(first, within))
     columns = [first.label(pick) for pick in picks]
@@ -236,22 +231,17 @@ def film_figure(
     first, *_ = runs.values()
     shown = range(0, len(first.density), -(-len(first.density) // max_frames))
     places = [grid_plane(first.grid, first.cell_at(frame), axis, index) for frame in shown]
-    look, (here, *_) = _Look(32, smooth, within), places
+    look, (here, *_) = Look(32, smooth, within), places
     films = [
-        [_panel(run, frame, place, look) for run in runs.values()]
+        [panel(run, frame, place, look) for run in runs.values()]
         for frame, place in zip(shown, places, strict=True)
     ]
     colours = colour_axis(np.concatenate([panels[0][0].z.ravel() for panels in films]), first.kind)
     text = heading(here.title(first.unit), _nearby(first, within))
-    labels, words = [first.label(f).removesuffix(" fs") for f in shown], ("t = ", " fs")
-    text |= film_controls(labels, *(words if first.times is not None else ()))
     options = dict(columns=list(runs), margin=dict(b=120), coloraxis=colours)
     fig = _panels([films[0]], here, first, 340, **options, **text)
-    for number, panels in enumerate(films):
-        parts = [trace.to_plotly_json() for panel in panels for trace in panel]
-        data = [{key: part[key] for key in _MOVING if key in part} for part in parts]
-        films[number] = go.Frame(name=str(number), data=data, traces=list(range(len(data))))
-    return fig.update(frames=films)
+    frames = [[trace for traces in panels for trace in traces] for panels in films]
+    return film(fig, frames, [first.label(n) for n in shown], first.times is not None)
 
 
 def _nearby(run: Run, within: float, what: str = "plane") -> str:
@@ -259,17 +249,16 @@ def _nearby(run: Run, within: float, what: str = "plane") -> str:
     return f"atoms within {within:g} Å of the {what}" if there else ""
 
 
-def _panel(run: Run, frame: int, here: Plane, look: _Look) -> list[Any]:
+def panel(run: Run, frame: int, here: Plane, look: Look) -> list[Any]:
     """Traces of one plane: the density, what hides the outside of it, atoms on top."""
-    traces = [_heatmap(run.field(frame), here, look, run.unit), *_outside(here)]
-    atoms = run.atoms(frame)
-    if atoms is None or look.within <= 0:
-        return traces
-    numbers, places = here.project(*atoms, look.within)
-    return [*traces, _marks(*places.T, numbers)]
+    numbers, places = np.empty(0, int), np.empty((0, 2))
+    if run.atoms(frame) is not None and look.within > 0:
+        numbers, places = here.project(*run.atoms(frame), look.within)
+    field = run.field(frame)
+    return [_heatmap(field, here, look, run.unit), _outside(here), _marks(*places.T, numbers)]
 
 
-def _heatmap(field: NDArray[np.floating], here: Plane, look: _Look, unit: str) -> go.Heatmap:
+def _heatmap(field: NDArray[np.floating], here: Plane, look: Look, unit: str) -> go.Heatmap:
     x, y, z = here.picture(field, look.pixels, look.smooth)
     hover = [
         f"{name} = %{{{v}:.4g}} {unit}<br>" for name, v in zip(here.labels, "xy", strict=True)
@@ -282,15 +271,14 @@ def _heatmap(field: NDArray[np.floating], here: Plane, look: _Look, unit: str) -
     )
 
 
-def _outside(here: Plane) -> list[go.Scatter]:
+def _outside(here: Plane) -> go.Scatter:
     """White over what is outside of the parallelogram, and its outline; nothing in a box."""
-    if here.grid_index is not None and np.allclose(here.cell, np.diag(np.diag(here.cell))):
-        return []
-    low, high = here.outline.min(axis=0), here.outline.max(axis=0)
+    box = here.grid_index is not None and np.allclose(here.cell, np.diag(np.diag(here.cell)))
+    low, high = here.span
     frame = low + np.array([(-1, -1), (-1, 2), (2, 2), (2, -1), (-1, -1)]) * (high - low)
-    x, y = np.concatenate([frame, here.outline]).T
+    x, y = np.concatenate([frame, here.outline])[:: 99 if box else 1].T
     look = dict(mode="lines", line=dict(color="#777", width=1), fill="toself", fillcolor="white")
-    return [go.Scatter(x=x, y=y, hoverinfo="skip", showlegend=False, **look)]
+    return go.Scatter(x=x, y=y, hoverinfo="skip", showlegend=False, **look)
 
 
 def _panels(
@@ -305,7 +293,7 @@ def _panels(
     **layout: Any,
 ) -> go.Figure:
     """Panels of equal aspect, at most `size` pixels long, with labels on the outer sides."""
-    low, high = here.outline.min(axis=0), here.outline.max(axis=0)
+    low, high = here.span
     gap = 16
     scale = max(110, min(size, 900 // len(columns) - gap)) / (high - low).max()
     wide, tall = np.round(scale * (high - low)).astype(int).tolist()

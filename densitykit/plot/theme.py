@@ -28,6 +28,8 @@ _TITLE = dict(x=0, xref="paper", xanchor="left", y=1, yref="container", yanchor=
 _LAYOUT = dict(font=dict(family="Open Sans, Arial, sans-serif", size=13, color="#222"))
 _LAYOUT |= dict(paper_bgcolor="white", plot_bgcolor="white", hoverlabel_bgcolor="white")
 _LAYOUT |= dict(colorway=PALETTE, xaxis=_AXIS, yaxis=_AXIS, title=dict(font_size=16, **_TITLE))
+#: what changes from frame to frame
+_MOVING = ("type", *"xyzijk", "x0", "dx", "y0", "dy", "text")
 TEMPLATE = go.layout.Template(layout=_LAYOUT | dict(margin=dict(l=75, r=20, t=50, b=60)))
 
 
@@ -64,24 +66,10 @@ def colour_range(values: NDArray[np.floating], low: float | None = None) -> dict
     return dict(cmin=low, cmax=high if high > low else low + 1)
 
 
-def colour_axis(
-    values: NDArray[np.floating],
-    kind: str = "ρ",
-    *,
-    below: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """Colour axis over values of a `kind`, "ρ", "Δρ" of both signs, or "|error|" from 0 up.
-
-    The bar is on the right, or below a span of x.
-    """
-    title = f"{kind} (Å<sup>−3</sup>)"
-    bar = dict(title_text=title, thickness=14, outlinewidth=0, exponentformat="power")
-    if below is None:
-        bar |= dict(x=1, xpad=16, ypad=0, len=1)
-    else:
-        span = below[1] - below[0]
-        bar |= dict(orientation="h", x=sum(below) / 2, len=0.95 * span, xpad=0, nticks=6)
-        bar |= dict(yref="container", y=0, yanchor="bottom", ypad=10, title_side="bottom")
+def colour_axis(values: NDArray[np.floating], kind: str = "ρ") -> dict[str, Any]:
+    """Colour axis over values of a `kind`, "ρ", "Δρ" of both signs, or "|error|" from 0 up."""
+    bar = dict(title_text=f"{kind} (Å<sup>−3</sup>)", thickness=14, outlinewidth=0)
+    bar |= dict(exponentformat="power", x=1, xpad=16, ypad=0, len=1)
     scale = {"Δρ": SIGNED_SCALE, "|error|": ERROR_SCALE}.get(kind, DENSITY_SCALE)
     ends = colour_range(values, 0.0 if kind == "|error|" else None)
     if kind == "Δρ":
@@ -99,6 +87,18 @@ def heading(title: str, *below: str) -> dict[str, Any]:
     line = ", ".join(filter(None, below))
     small = f'<br><span style="font-size:13px;color:#666">{line}</span>' if line else ""
     return dict(title_text=title + small, title_pad_t=28 if line else 14)
+
+
+def film(
+    fig: go.Figure, frames: Sequence[Sequence[Any]], labels: Sequence[str], is_timed: bool
+) -> go.Figure:
+    """Add to a figure of the first frame all frames, traces in its order, slider and button."""
+    parts = [[trace.to_plotly_json() for trace in traces] for traces in frames]
+    moving = [[{key: t[key] for key in _MOVING if key in t} for t in traces] for traces in parts]
+    order = list(range(len(fig.data)))
+    fig.frames = [go.Frame(name=str(n), data=t, traces=order) for n, t in enumerate(moving)]
+    labels = [label.removesuffix(" fs") for label in labels]
+    return fig.update_layout(film_controls(labels, *(("t = ", " fs") if is_timed else ())))
 
 
 def film_controls(labels: Sequence[str], prefix: str = "", suffix: str = "") -> dict[str, Any]:

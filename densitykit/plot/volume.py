@@ -8,6 +8,7 @@ whole grids would; what is still too large is drawn on fewer points, Fourier res
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -22,24 +23,11 @@ from densitykit.errors import ShapeError
 from densitykit.fields import resample
 from densitykit.neighbours import neighbour_pairs
 from densitykit.plot.runs import Drawable, Run, as_runs, at_common_times
-from densitykit.plot.theme import PALETTE, TEMPLATE, film_controls, heading
-from densitykit.units import SYMBOLS
+from densitykit.plot.theme import PALETTE, TEMPLATE, film, heading
+from densitykit.units import COLOURS, RADII, SYMBOLS
 
-__all__ = ["Space", "contour", "isosurface", "isosurface_film"]
+__all__ = ["Space", "contour", "default_levels", "isosurface", "isosurface_film", "view"]
 
-#: colours of Jmol, and covalent radii in pm (Cordero et al. 2008), both as in ASE, up to Ba
-_COLOURS = """
-    ff0000 e6e6e6 d9ffff cc80ff c2ff00 ffb5b5 909090 3050f8 ff0d0d 90e050 b3e3f5 ab5cf2 8aff00
-    bfa6a6 f0c8a0 ff8000 ffff30 1ff01f 80d1e3 8f40d4 3dff00 e6e6e6 bfc2c7 a6a6ab 8a99c7 9c7ac7
-    e06633 f090a0 50d050 c88033 7d80b0 c28f8f 668f8f bd80e3 ffa100 a62929 5cb8d1 702eb0 00ff00
-    94ffff 94e0e0 73c2c9 54b5b5 3b9e9e 248f8f 0a7d8c 006985 c0c0c0 ffd98f a67573 668080 9e63b5
-    d47a00 940094 429eb0 57178f 00c900
-""".split()
-_RADII = """
-    20 31 28 128 96 84 76 71 66 57 58 166 141 121 111 107 105 102 106 203 176 170 160 153 139 139
-    132 126 124 132 122 122 120 119 120 120 116 220 195 190 175 164 154 147 146 142 139 145 144
-    142 139 139 138 139 140 244 215
-""".split()
 _NON_METALS = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 33, 34, 35, 52, 53)
 _CORNERS = np.array(list(product((0, 1), repeat=3)))
 _LIGHT = dict(x=-3e4, y=6e4, z=-8e4)  # as the camera sees it: from the upper left, in front
@@ -67,7 +55,8 @@ class Space(NamedTuple):
 
     def traces(self, run: Run, frame: int = 0) -> list[Any]:
         """Atoms, bonds, edges, and surfaces: as many traces for each frame of a run."""
-        cell, field = run.cell_at(frame), resample(run.finite_field(frame), self.grid(run))
+        cell, field = run.cell_at(frame), run.field(frame).astype(float)
+        field = resample(np.nan_to_num(field, posinf=0, neginf=0), self.grid(run))
         tiled = np.pad(np.tile(field, self.repeat), (0, 1), mode="wrap")
         traces = _atoms(run, frame, self) if self.atoms and run.atoms(frame) else []
         traces.append(_line(_edges(self.repeat) @ cell, "#888", 2))
@@ -89,7 +78,6 @@ def isosurface(
     atoms: bool = True,
     repeat: Sequence[int] = (1, 1, 1),
     points: int = 48,
-    title: str | None = None,
 ) -> go.Figure:
     """Draw surfaces of equal density in space, with atoms and cell; of runs, their first frames.
 
@@ -112,7 +100,7 @@ def isosurface(
         Values that are not finite, unlike grids, or levels that the first density does not reach.
     """
     space = Space(levels, atoms, tuple(repeat), points)
-    return _figure(as_runs(density, cell), [0], space, title)
+    return _figure(as_runs(density, cell), [0], space)
 
 
 def isosurface_film(
@@ -125,7 +113,6 @@ def isosurface_film(
     repeat: Sequence[int] = (1, 1, 1),
     points: int = 24,
     max_frames: int = 10,
-    title: str | None = None,
 ) -> go.Figure:
     """Animate `isosurface`, with slider and play button; works in saved pages, without a kernel.
 
@@ -137,15 +124,11 @@ def isosurface_film(
     first, *_ = runs.values()
     shown = range(0, len(first.density), -(-len(first.density) // max_frames))
     space = Space(levels, atoms, tuple(repeat), points, (0.2,), corners=0)
-    fig = _figure(runs, shown, space, title)
-    labels, words = [first.label(n).removesuffix(" fs") for n in shown], ("t = ", " fs")
-    controls = film_controls(labels, *(words if first.times is not None else ()))
-    return fig.update_layout(controls | dict(height=560, margin_b=90))
+    fig = _figure(runs, shown, space)
+    return fig.update_layout(height=560, margin_b=90)
 
 
-def _figure(
-    runs: Mapping[str, Run], shown: Sequence[int], space: Space, title: str | None
-) -> go.Figure:
+def _figure(runs: Mapping[str, Run], shown: Sequence[int], space: Space) -> go.Figure:
     """Scenes of the first of the frames, and all frames of a film."""
     first, *_ = runs.values()
     if len(space.repeat) != 3 or min(space.repeat) < 1 or space.points < 4:
@@ -163,39 +146,30 @@ def _figure(
     fewer = " × ".join(map(str, space.grid(first)))
     few = f"drawn on {fewer} of {' × '.join(map(str, first.grid))} points"
     few = few if np.less(space.grid(first), first.grid).any() else ""
-    time = f"t = {first.label(shown[0])}" if len(shown) == 1 and first.times is not None else ""
-    text = heading(title or ("Difference of densities" if first.signed else "Density"), time, few)
-    fig = scenes([films[0]], first, space, columns=list(runs)).update_layout(text)
-    if len(shown) > 1:
-        for number, film in enumerate(films):
-            data = [_moving(trace) for panel in film for trace in panel]
-            films[number] = go.Frame(name=str(number), data=data, traces=list(range(len(data))))
-        fig.frames = films
-    return fig
+    time = first.moment(shown[0]) if len(shown) == 1 else ""
+    text = heading("Difference of densities" if first.signed else "Density", time, few)
+    fig = _scenes(films[0], first, space, columns=list(runs)).update_layout(text)
+    if len(shown) == 1:
+        return fig
+    frames = [[trace for panel in panels for trace in panel] for panels in films]
+    return film(fig, frames, [first.label(n) for n in shown], first.times is not None)
 
 
-def scenes(
-    panels: Sequence[Sequence[Sequence[Any]]],
-    run: Run,
-    space: Space,
-    columns: Sequence[str] = ("",),
+def _scenes(
+    panels: Sequence[Sequence[Any]], run: Run, space: Space, columns: Sequence[str]
 ) -> go.Figure:
-    """Scenes in rows and columns, all seen from one place, with one legend."""
-    n = len(panels), len(panels[0])
-    specs = [[dict(type="scene")] * n[1]] * n[0]
-    options = dict(specs=specs, horizontal_spacing=0.01, vertical_spacing=0.01)
-    fig = make_subplots(*n, column_titles=list(columns), **options)
-    for row, column in np.ndindex(n):
-        fig.add_traces(panels[row][column], row + 1, column + 1)
-        fig.update_traces(row=row + 1, col=column + 1, showlegend=row + column == 0)
+    """Scenes in a row, all seen from one place, with one legend."""
+    n = len(panels)
+    options = dict(specs=[[dict(type="scene")] * n], horizontal_spacing=0.01)
+    fig = make_subplots(1, n, column_titles=list(columns), **options)
+    for column, traces in enumerate(panels, start=1):
+        fig.add_traces(traces, 1, column).update_traces(col=column, showlegend=column == 1)
     fig.update_traces(selector=dict(type="scatter3d", mode="lines"), showlegend=False)
     fig.update_scenes(**view(run, space))
     margin = dict(l=10, r=10, t=95 if any(columns) else 60, b=10)
     legend = dict(x=0, y=1, yanchor="top", bgcolor="rgba(255,255,255,0.7)")
-    width = min(1100, 640 if n[1] == 1 else 480 * n[1])
-    return fig.update_layout(
-        template=TEMPLATE, width=width, height=540, margin=margin, legend=legend
-    )
+    size = dict(width=min(1100, 640 if n == 1 else 480 * n), height=540)
+    return fig.update_layout(template=TEMPLATE, margin=margin, legend=legend, **size)
 
 
 def view(run: Run, space: Space) -> dict[str, Any]:
@@ -209,25 +183,28 @@ def view(run: Run, space: Space) -> dict[str, Any]:
     return dict(**axes, aspectmode="manual", aspectratio=ratio, camera=camera)
 
 
-def _moving(trace: go.Mesh3d | go.Scatter3d) -> go.Mesh3d | go.Scatter3d:
-    """What changes from frame to frame."""
-    return type(trace)(**{key: trace[key] for key in "xyzijk" if key in trace})
-
-
 def _levels(run: Run, frame: int, space: Space) -> NDArray[np.float64]:
     """Levels in rising order, which the field reaches; default levels where there are none."""
     field = resample(run.finite_field(frame), space.grid(run))
-    if space.levels is not None:
-        levels = np.sort(np.atleast_1d(np.asarray(space.levels, float)))
-        if not (levels.size and field.min() < levels[0] and levels[-1] < field.max()):
-            ends = f"{field.min():.3g} to {field.max():.3g}"
-            raise ShapeError(f"no point has the level {levels}; choose from {ends} per Å³")
-        return levels
-    if run.signed:
-        sizes = (abs(field).max() or 1.0) * np.array([0.2, 0.5][-len(space.shares) :])
+    if space.levels is None:
+        return default_levels(field, run.signed, space.shares)
+    levels = np.sort(np.atleast_1d(np.asarray(space.levels, float)))
+    if not (levels.size and field.min() < levels[0] and levels[-1] < field.max()):
+        ends = f"{field.min():.3g} to {field.max():.3g}"
+        raise ShapeError(f"no point has the level {levels}; choose from {ends} per Å³")
+    return levels
+
+
+def default_levels(
+    field: NDArray[np.floating], signed: bool, shares: tuple[float, ...]
+) -> NDArray[np.float64]:
+    """Levels around shares of the electrons; of a difference, parts of its largest value."""
+    if signed:
+        sizes = (abs(field).max() or 1.0) * np.array([0.2, 0.5][-len(shares) :])
         return np.array([*-sizes[::-1], *sizes])
     falling = np.sort(field, axis=None)[::-1]
-    return falling[np.searchsorted(np.cumsum(falling) / falling.sum(), space.shares[::-1])]
+    places = np.searchsorted(np.cumsum(falling) / (falling.sum() or 1), shares[::-1])
+    return falling[np.minimum(places, falling.size - 1)]
 
 
 def _look(levels: NDArray[np.float64], level: float) -> dict[str, Any]:
@@ -308,6 +285,7 @@ def contour(
     return points, corners[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3)
 
 
+@lru_cache
 def _ball(n: int) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
     """Sphere of radius 1 of n points on a spiral."""
     turn = np.arange(n) + 0.5
@@ -337,26 +315,32 @@ def _spheres(
 def _atoms(run: Run, frame: int, space: Space) -> list[Any]:
     """Spheres for each species, and halves of bonds between non-metals.
 
-    Images of atoms on the faces of the cells are drawn as well.
+    Images of atoms on the faces of the cells are drawn as well, and the atoms outside of them that
+    one or two bonds join to those inside: molecules are whole.
     """
-    (numbers, positions), repeat, cell = run.atoms(frame), space.repeat, run.cell_at(frame)
-    s = positions @ np.linalg.inv(cell)
+    (numbers, positions), cell = run.atoms(frame), run.cell_at(frame)
+    radii, s = np.array([float(RADII[n]) / 100 for n in numbers]), positions @ np.linalg.inv(cell)
     s -= np.floor(s + 1e-6)
-    images = (s + np.array(list(product(*(range(n + 1) for n in repeat))))[:, None]).reshape(-1, 3)
-    inside = (images < np.array(repeat) + 1e-6).all(axis=1)
-    which, centres = np.flatnonzero(inside) % len(s), images[inside] @ cell
-    traces, radii = [], np.array([float(_RADII[n]) / 100 if n < 57 else 1.5 for n in numbers])
+    rows = [(a, *t) for t in product(*(range(n + 1) for n in space.repeat)) for a in range(len(s))]
+    images = np.array(rows, int).reshape(-1, 4)  # an atom and lattice vectors
+    images = images[(s[images[:, 0]] + images[:, 1:] < np.array(space.repeat) + 1e-6).all(axis=1)]
+    non_metal, has_bonds = np.isin(numbers, _NON_METALS), bool({*run.numbers} & {*_NON_METALS})
+    i, j, n = np.empty(0, int), np.empty(0, int), np.empty((0, 3), int)
+    if has_bonds:
+        i, j, n = neighbour_pairs(s @ cell, cell, 2.4 * radii.max(initial=0.1), both_ways=True)
+    vectors = (s[j] - s[i] + n) @ cell
+    bonded = np.linalg.norm(vectors, axis=1) < 1.2 * (radii[i] + radii[j])
+    bonded &= non_metal[i] & non_metal[j]
+    i, j, n, vectors = i[bonded], j[bonded], n[bonded], vectors[bonded]
+    for _ in range(2):
+        atom, bond = np.nonzero(images[:, :1] == i)
+        joined = np.column_stack([j[bond], images[atom, 1:] + n[bond]])
+        images = np.unique(np.concatenate([images, joined]), axis=0).astype(int)
+    centres, traces = (s[images[:, 0]] + images[:, 1:]) @ cell, []
     for number in np.unique(run.numbers):
         radius = 0.2 + 0.2 * radii[numbers == number].max(initial=0)
-        colour = "#" + (_COLOURS[number] if number < 57 else "999999")
-        middle = centres[numbers[which] == number]
-        traces.append(_spheres(middle, radius, SYMBOLS[number], colour, space, len(which)))
-    if not set(run.numbers) & set(_NON_METALS):
-        return traces
-    i, j, n = neighbour_pairs(s @ cell, cell, 2.4 * radii.max(), both_ways=True)
-    vectors = (s[j] - s[i] + n) @ cell
-    bonded = np.isin(numbers[i], _NON_METALS) & np.isin(numbers[j], _NON_METALS)
-    bonded &= np.linalg.norm(vectors, axis=1) < 1.2 * (radii[i] + radii[j])
-    atom, bond = np.nonzero((which[:, None] == i) & bonded)
-    ends = centres[atom] + vectors[bond] / 2
-    return [*traces, _line(np.stack([centres[atom], ends], axis=1), "#555", 7)]
+        middle, look = centres[numbers[images[:, 0]] == number], (SYMBOLS[number], COLOURS[number])
+        traces.append(_spheres(middle, radius, *look, space, len(centres)))
+    atom, bond = np.nonzero(images[:, :1] == i)
+    ends = np.stack([centres[atom], centres[atom] + vectors[bond] / 2], axis=1)
+    return [*traces, _line(ends, "#555", 7)] if has_bonds else traces

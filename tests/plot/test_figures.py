@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 from plotly.offline import get_plotlyjs
 
-from densitykit import __version__, plot
+from densitykit import __version__, plot, units
 from densitykit.errors import ShapeError
 from densitykit.fields import resample
 from densitykit.plot import (
@@ -29,7 +29,6 @@ from densitykit.plot import (
     slice_figure,
     structure_factor_figure,
     training_figure,
-    volume,
 )
 from densitykit.plot.planes import grid_plane, lattice_plane
 from densitykit.plot.volume import contour
@@ -80,6 +79,10 @@ def same(drawn: np.ndarray, expected: np.ndarray) -> None:
     """What is drawn is the float32 of what was given, and keeps its shape."""
     assert drawn.dtype == np.float32
     np.testing.assert_array_equal(drawn, np.asarray(expected, "f4"))
+
+
+def maps(fig: go.Figure) -> list[go.Heatmap]:
+    return [trace for trace in fig.data if trace.type == "heatmap"]
 
 
 def grid_points(heatmap: go.Heatmap, shape: tuple[int, ...]) -> np.ndarray:
@@ -140,7 +143,7 @@ def test_nyquist_waves_are_shared() -> None:
 def test_slices(fields: np.ndarray, wrap: Callable, axis: int | str, labels: str) -> None:
     before = fields.copy()
     fig = slice_figure(wrap(fields[0]), axis, 1, cell=EDGE)
-    (heatmap,) = fig.data
+    (heatmap,) = maps(fig)
     number = dict(x=0, y=1).get(axis, 2)
     expected = np.take(fields[0], 1, axis=number).T
     np.testing.assert_allclose(grid_points(heatmap, expected.shape), expected, atol=1e-6)
@@ -170,7 +173,6 @@ def test_titles_and_labels(fields: np.ndarray) -> None:
     plain = slice_figure(fields[0], "y")
     assert title(plain) == "y = 3 (grid point)"
     assert plain.layout.xaxis.title.text == "x (grid point)"
-    assert title(slice_figure(fields[0], title="Lithium")) == "Lithium"
     hexagonal = made(CELLS["hexagonal"])
     top, side = slice_figure(hexagonal, "z", 3), slice_figure(hexagonal, "x", 3)
     assert title(top).startswith("z = 2.00 Å<br>") and "t = 0 fs" in title(top)
@@ -203,10 +205,7 @@ def test_atoms_near_the_plane(cell: np.ndarray) -> None:
     moved = run.assign(positions=run.positions + 3 * cell[0] - 2 * cell[2])  # images
     again = slice_figure(moved, "z", 0, within=0.1).data[-1]
     np.testing.assert_allclose([again.x, again.y], [atoms.x, atoms.y], atol=1e-5)
-    assert all(
-        trace.type != "scatter" or trace.mode == "lines"
-        for trace in slice_figure(run, within=0).data
-    )
+    assert not len(slice_figure(run, within=0).data[-1].x)
 
 
 def test_lattice_planes_start_at_an_atom() -> None:
@@ -247,13 +246,13 @@ def test_a_cell_for_each_frame() -> None:
 def test_comparison(fields: np.ndarray) -> None:
     truth, prediction = fields[0], fields[1] * 1.5
     fig = comparison_figure({"DFT": truth, "model": prediction}, "z", 2, cell=EDGE)
-    panels = [grid_points(heatmap, (6, 4)) for heatmap in fig.data]
+    panels = [grid_points(heatmap, (6, 4)) for heatmap in maps(fig)]
     left, right = truth[..., 2].T, prediction[..., 2].T
     expected = (left, right, abs(left - right))
     for drawn, wanted in zip(panels, expected, strict=True):
         np.testing.assert_allclose(drawn, wanted, atol=1e-6)
-    assert [heatmap.coloraxis for heatmap in fig.data] == ["coloraxis", "coloraxis", "coloraxis2"]
-    both = np.stack([heatmap.z for heatmap in fig.data[:2]])
+    assert [heatmap.coloraxis for heatmap in maps(fig)] == ["coloraxis", "coloraxis", "coloraxis2"]
+    both = np.stack([heatmap.z for heatmap in maps(fig)[:2]])
     assert fig.layout.coloraxis.cmin == both.min() and fig.layout.coloraxis.cmax == both.max()
     assert fig.layout.coloraxis2.cmin == 0
     assert [a.text for a in fig.layout.annotations] == ["DFT", "model", "|error|"]
@@ -268,16 +267,16 @@ def test_comparison(fields: np.ndarray) -> None:
 def test_panels(fields: np.ndarray) -> None:
     runs = {"ab initio": fields, "with sJSD": xr.DataArray(fields[::-1]), "axes": fields * 2}
     fig = panels_figure(runs, TIMES, [0, -1], "y", 1, cell=EDGE)
-    assert len(fig.data) == 6
+    assert len(maps(fig)) == 6
     expected = [np.asarray(run)[pick][:, 1].T for run in runs.values() for pick in (0, -1)]
-    for heatmap, picture in zip(fig.data, expected, strict=True):
+    for heatmap, picture in zip(maps(fig), expected, strict=True):
         np.testing.assert_allclose(grid_points(heatmap, picture.shape), picture, atol=1e-6)
         assert heatmap.coloraxis == "coloraxis"
     assert [a.text for a in fig.layout.annotations] == ["0 fs", "24 fs"]
     rows = [fig.layout[f"yaxis{i}"].title.text for i in ("", 3, 5)]
     assert rows == [f"<b>{name}</b><br>z (Å)" for name in runs]
     assert fig.layout.yaxis2.title.text is None
-    shown = np.stack([heatmap.z for heatmap in fig.data[:2]])  # the reference sets the range
+    shown = np.stack([heatmap.z for heatmap in maps(fig)[:2]])  # the reference sets the range
     assert (fig.layout.coloraxis.cmin, fig.layout.coloraxis.cmax) == (shown.min(), shown.max())
 
 
@@ -331,9 +330,9 @@ def test_film_strides(length: int, frames: int, stride: int) -> None:
 def test_films_side_by_side(fields: np.ndarray) -> None:
     fig = film_figure({"ab initio": fields, "model": 1 - fields}, TIMES, "y", cell=EDGE)
     assert [a.text for a in fig.layout.annotations] == ["ab initio", "model"]
-    shown = grid_points(fig.frames[3].data[1], (8, 4))
+    shown = grid_points(fig.frames[3].data[3], (8, 4))
     np.testing.assert_allclose(shown, 1 - fields[3, :, 3].T, atol=1e-6)
-    assert fig.frames[3].traces == (0, 1)
+    assert fig.frames[3].traces == tuple(range(6))
 
 
 def test_payload_is_small() -> None:
@@ -466,9 +465,10 @@ def test_films_in_space_are_bounded() -> None:
 
 def test_colours_and_radii_are_those_of_ase() -> None:
     data, colours = pytest.importorskip("ase.data"), pytest.importorskip("ase.data.colors")
-    assert [float(r) / 100 for r in volume._RADII] == list(data.covalent_radii[:57])
-    hexes = ["".join(f"{round(255 * c):02x}" for c in rgb) for rgb in colours.jmol_colors[:57]]
-    assert volume._COLOURS[:1] + volume._COLOURS[2:] == hexes[:1] + hexes[2:]
+    assert [float(r) / 100 for r in units.RADII[:97]] == list(data.covalent_radii[:97])
+    hexes = ["#" + "".join(f"{round(255 * c):02x}" for c in rgb) for rgb in colours.jmol_colors]
+    assert list(units.COLOURS[2 : len(hexes)]) == hexes[2:]  # of hydrogen a light grey
+    assert len(units.SYMBOLS) == len(units.COLOURS) == 119
 
 
 def test_large_grids_are_decimated_and_say_so() -> None:
@@ -493,10 +493,15 @@ def test_molecules_have_bonds() -> None:
     ends = np.stack([bonds[0].x, bonds[0].y, bonds[0].z], axis=-1).reshape(-1, 3, 3)[:, :2]
     middle = (water[0] + water[1:]) / 2
     np.testing.assert_allclose(np.sort(ends[:2, 1], axis=0), np.sort(middle, axis=0), atol=1e-5)
-    across = water + [3.0, 0, 0]  # a hydrogen beyond the face: halves of the bond on both sides
+    across = water + [2.5, 0, 0]  # a hydrogen beyond the face: whole molecules on both sides
     moved = run.assign(there).assign(positions=(there["positions"][0], [across] * 3))
-    split = [t for t in isosurface(moved).data if t.type == "scatter3d" and t.line.width > 3]
-    assert np.nanmax(split[0].x) > 5 and np.nanmin(split[0].x) < 0.9
+    fig = plot.isosurface_film(moved)
+    hydrogen, oxygen = (
+        np.stack([t.x, t.y, t.z], axis=-1) for t in fig.select_traces(dict(mode="markers"))
+    )
+    expected = [across[0], across[0] - run.cell.values[0]]
+    np.testing.assert_allclose(sorted(oxygen.tolist()), sorted(map(list, expected)), atol=1e-5)
+    assert len(hydrogen) == 4
     metal = isosurface(run.assign(numbers=("atom", [3, 13])))
     assert len([trace for trace in metal.data if trace.type == "scatter3d"]) == 1
 
