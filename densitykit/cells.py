@@ -12,15 +12,8 @@ import numpy as np
 
 from densitykit.errors import ShapeError
 
-__all__ = [
-    "cell_heights",
-    "group_lengths",
-    "minimum_image",
-    "reduced_cell",
-    "shells",
-    "single_cell",
-    "wave_vectors",
-]
+__all__ = ["cell_heights", "group_lengths", "minimum_image", "reduced_cell", "shells"]
+__all__ += ["single_cell", "wave_vectors"]
 
 
 def wave_vectors(shape: Sequence[int], cell: np.ndarray) -> np.ndarray:

@@ -28,15 +28,8 @@ import torch
 
 from densitykit.errors import ShapeError
 
-__all__ = [
-    "jensen_shannon",
-    "reference_noise_level",
-    "relative_l1",
-    "relative_l2",
-    "spatial_sjsd",
-    "value_distribution",
-    "value_sjsd",
-]
+__all__ = ["jensen_shannon", "reference_noise_level", "relative_l1", "relative_l2"]
+__all__ += ["spatial_sjsd", "value_distribution", "value_sjsd"]
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 LN2 = math.log(2.0)

@@ -20,13 +20,8 @@ from scipy.stats import t as student
 
 from densitykit.errors import ShapeError
 
-__all__ = [
-    "block_bootstrap",
-    "block_means",
-    "decorrelation_time",
-    "over_segments",
-    "paired_ratios",
-]
+__all__ = ["block_bootstrap", "block_means", "decorrelation_time", "over_segments"]
+__all__ += ["paired_ratios"]
 
 
 def over_segments(

@@ -29,13 +29,8 @@ from scipy.signal import get_window
 from densitykit.analysis.modes import apply_lazily, same_waves, shell_mean
 from densitykit.errors import ShapeError
 
-__all__ = [
-    "decay_time",
-    "dynamic_structure",
-    "intermediate_scattering",
-    "spectral_moment",
-    "time_correlation",
-]
+__all__ = ["decay_time", "dynamic_structure", "intermediate_scattering", "spectral_moment"]
+__all__ += ["time_correlation"]
 
 
 def time_correlation(

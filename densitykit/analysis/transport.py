@@ -39,19 +39,10 @@ from densitykit.errors import ShapeError
 from densitykit.neighbours import neighbour_pairs
 from densitykit.units import PER_CM
 
-__all__ = [
-    "diffusion_coefficient",
-    "green_kubo",
-    "mean_square_displacement",
-    "pair_distribution",
-    "partial_pair_distribution",
-    "unwrap",
-    "velocities_from_positions",
-    "velocity_autocorrelation",
-    "vibrational_density_of_states",
-    "without_drift",
-    "yeh_hummer",
-]
+__all__ = ["diffusion_coefficient", "green_kubo", "mean_square_displacement", "pair_distribution"]
+__all__ += ["partial_pair_distribution", "unwrap", "velocities_from_positions"]
+__all__ += ["velocity_autocorrelation", "vibrational_density_of_states", "without_drift"]
+__all__ += ["yeh_hummer"]
 
 _XI = 2.837297  # of the cubic lattice of images
 
