@@ -82,15 +82,20 @@ def make_environment(folder: str | Path) -> Path:
     Parameters
     ----------
     folder
-        Of the environment; what is there is replaced.
+        Of the environment; one that is there is replaced.
 
     Raises
     ------
     GenerationError
-        Pip failed, as where there is no wheel for this Python or system.
+        The folder holds something else; or pip failed, as where there is no wheel for this Python
+        or system.
     """
+    folder = Path(folder)
+    empty = not folder.exists() or folder.is_dir() and not any(folder.iterdir())
+    if not empty and not (folder / "pyvenv.cfg").is_file():
+        raise GenerationError(f"{folder}: no virtual environment; choose a folder of its own")
     venv.create(folder, with_pip=True, clear=True)
-    python = Path(folder) / "bin/python"
+    python = folder / "bin/python"
     status = subprocess.run([python, "-m", "pip", "install", *REQUIREMENTS]).returncode
     if status:
         raise GenerationError(
@@ -461,4 +466,7 @@ class _Worker:
 
 
 if __name__ == "__main__":
-    print(make_environment(*(sys.argv[1:] or [_ENVIRONMENT])))
+    try:
+        print(make_environment(*(sys.argv[1:] or [_ENVIRONMENT])))
+    except GenerationError as error:
+        sys.exit(f"densitykit: {error}")

@@ -28,11 +28,8 @@ def summarise(path: PathLike) -> str:
 def _summary(path: Path) -> str:
     ds = open_trajectory(path)
     times, density = ds["time"].values, ds["density"]
-    quantity, grid = (
-        density.attrs.get("quantity", "unknown"),
-        " x ".join(map(str, density.shape[1:])),
-    )
-    lines = [f"{path}: {times.size} frames, {quantity} density on {grid}", _cell(ds)]
+    quantity, grid = density.attrs.get("quantity", "unknown"), map(str, density.shape[1:])
+    lines = [f"{path}: {times.size} frames, {quantity} density on {' x '.join(grid)}", _cell(ds)]
     if times.size > 1:
         spacing = np.median(np.diff(times))
         lines.insert(1, f"time {times[0]:g} to {times[-1]:g} fs, every {spacing:g} fs")

@@ -77,6 +77,15 @@ def chunk_files(folder: Path) -> Iterator[tuple[int, Path]]:
         yield int(file.name.split(".")[1]), file
 
 
+def written(array: zarr.Array) -> int:
+    """Return up to where along its first dimension an array has chunks, or may have."""
+    size, folder = (array.shards or array.chunks)[0], Path(array.store.root, array.path)
+    if array.metadata.chunk_key_encoding.separator != ".":
+        return array.shape[0]
+    last = max((i for i, _ in chunk_files(folder)), default=-1)
+    return min(array.shape[0], (last + 1) * size)
+
+
 def read(array: zarr.Array, *key: Any) -> NDArray:
     """Read a part of an array, each index of `key` for itself.
 

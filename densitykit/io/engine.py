@@ -22,7 +22,6 @@ class DensityFiles(BackendEntrypoint):
     """The frames of a cube, CHGCAR or XSF file, variables as in a trajectory without times."""
 
     description = "Electron densities: cube, CHGCAR, XSF"
-    open_dataset_parameters = ("filename_or_obj", "drop_variables", "reading")
 
     def open_dataset(
         self,

@@ -33,31 +33,29 @@ class _Lazy(BackendArray):
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> NDArray:
         level = indexing.IndexingSupport.OUTER
-        return indexing.explicit_indexing_adapter(key, self.shape, level, self._read)
-
-    def _read(self, key: tuple[Any, ...]) -> NDArray:
-        return read(self.array, *key)
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, level, lambda part: read(self.array, *part)
+        )
 
 
 class _Stores(BackendEntrypoint):
     """What xarray asks for a dataset."""
 
-    open_dataset_parameters = ("filename_or_obj", "drop_variables")
-
     def open_dataset(self, filename_or_obj: Any, *, drop_variables: Any = None) -> xr.Dataset:
         """Open the committed frames; `TrajectoryError` where they break the schema."""
         path, ds = Path(filename_or_obj), xr.Dataset()
         arrays = checked_arrays(path)
+        committed = {"time": slice(count_committed(path, arrays))}
         for name, array in arrays.items():
             dims, data = array.metadata.dimension_names, indexing.LazilyIndexedArray(_Lazy(array))
             chunks = dict(zip(dims, array.chunks, strict=True))
-            ds[name] = xr.Variable(dims, data, array.attrs, {"preferred_chunks": chunks})
+            variable = xr.Variable(dims, data, array.attrs, {"preferred_chunks": chunks})
+            ds[name] = variable.isel(committed, missing_dims="ignore")
         ds.attrs = dict(zarr.open_group(path, mode="r").attrs)
         for variable in (ds, *ds.variables.values()):
-            variable.attrs = plain_attributes(variable.attrs)  # older stores hold mappings
-            for mark in (CHECKSUM, "always_written"):  # of this store, not of the data
-                variable.attrs.pop(mark, None)
-        return ds.isel(time=slice(0, count_committed(path, arrays)))
+            marks = {CHECKSUM: None, "always_written": None}  # of this store, not of the data
+            variable.attrs = plain_attributes(variable.attrs | marks)
+        return ds
 
 
 def open_trajectory(path: PathLike, *, chunks: Any = None) -> xr.Dataset:

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 
-from densitykit.io.durable import chunk_files, is_small, open_to_write, restore
+from densitykit.io.durable import chunk_files, is_small, open_to_write, read, restore, written
 from densitykit.io.metadata import metadata_problems
 from densitykit.io.store import RESTORE, fault, raise_any, runs
 
@@ -97,11 +97,12 @@ def open_arrays(path: Path, mode: str = "r") -> tuple[dict[str, zarr.Array], lis
         try:
             array = zarr.open_array(folder, mode=mode) if mode == "r" else open_to_write(folder)
             arrays[folder.name] = array
+            array.metadata.dimension_names  # noqa: B018 - zarr v2 has none
             first = folder / array.metadata.encode_chunk_key((0,) * array.ndim)
             if array.attrs.get("always_written") and array.size and not first.is_file():
                 problems.append(f"{folder.name}: its first chunk is missing; {RESTORE}")
         except Exception as error:  # zarr, json and the file system each raise their own
-            reason = f"zarr.json is unreadable ({type(error).__name__})"
+            reason = f"zarr.json is unreadable, or not of zarr v3 ({type(error).__name__})"
             problems.append(f"{folder.name}: {reason}; {RESTORE}")
     return arrays, problems
 
@@ -122,6 +123,9 @@ def schema_problems(arrays: Mapping[str, zarr.Array]) -> list[str]:
             fix = f"rewrite it with dimension_names={expected.dims}"
             problems.append(f"{name}: the dimensions are {dims}; {fix}")
             continue
+        frame = arrays[name].shape["time" in dims :]  # in memory at once, and what Blosc takes
+        if np.prod([arrays[name].dtype.itemsize, *frame], dtype=float) >= 2**31:
+            problems.append(f"{name}: {frame} values are too many at once; {RESTORE}")
         if units != expected.units and (units is not None or name in REQUIRED):
             fix = f"convert the values to {expected.units} and set the attribute 'units'"
             problems.append(f"{name}: the units are {units!r}; {fix}")
@@ -148,9 +152,7 @@ def checked_arrays(path: Path, mode: str = "r", accept: bool = False) -> dict[st
 
 def count_committed(path: Path, arrays: Mapping[str, zarr.Array]) -> int:
     """Return the number of committed frames; raise if there is a hole, or a chunk is lost."""
-    if not decodable(arrays["time"]):
-        raise fault(path, "time", "a chunk cannot be decoded", RESTORE)
-    time = arrays["time"][:]
+    time = read(arrays["time"], slice(written(arrays["time"])))
     finite = np.isfinite(time)
     count = int(finite.sum())
     if not finite[:count].all():
@@ -180,7 +182,7 @@ def lost_chunks(path: Path, arrays: Mapping[str, zarr.Array], count: int) -> lis
 def decodable(array: zarr.Array) -> bool:
     """Read an array chunk by chunk along its first dimension."""
     try:
-        for start in range(0, array.shape[0], array.chunks[0]):
+        for start in range(0, written(array), array.chunks[0]):
             array[start : start + array.chunks[0]]
     except Exception:  # every codec raises its own
         return False

@@ -18,6 +18,7 @@ import zarr
 from numpy.typing import NDArray
 
 from densitykit.errors import TrajectoryError
+from densitykit.io.durable import written
 from densitykit.io.formats import read_frames
 from densitykit.io.metadata import metadata_problems
 from densitykit.io.progress import progress_bar
@@ -93,11 +94,12 @@ def _run_problems(path: Path, tolerance: float, progress: bool) -> list[str]:
     lines += [f"{name}: a chunk cannot be decoded; {RESTORE}" for name in sorted(lost)]
     if lost & {"time", "cell"}:
         return lines
-    time, grid = arrays["time"][:], arrays["density"].shape[1:]
+    n, grid = written(arrays["time"]), arrays["density"].shape[1:]
+    time = arrays["time"][:n]
     lines += time_problems(time) + _odd_arrays(path, arrays, lost)
     frames = np.flatnonzero(np.isfinite(time))
     lines += lost_chunks(path, arrays, frames.size)
-    cells = arrays["cell"][:] if arrays["cell"].ndim == 2 else arrays["cell"][:][frames]
+    cells = arrays["cell"][:] if arrays["cell"].ndim == 2 else arrays["cell"][:n][frames]
     volumes = np.abs(np.linalg.det(cells))
     if not (volumes > 0).all():
         return [*lines, f"cell: the volume is {np.min(volumes)}; {RESTORE}"]
@@ -106,7 +108,7 @@ def _run_problems(path: Path, tolerance: float, progress: bool) -> list[str]:
     found, sums = _scan(arrays["density"], frames, progress)
     counts = sums * volumes / np.prod(grid)
     known = "n_electrons" in arrays and "n_electrons" not in lost
-    stored = arrays["n_electrons"][:][frames] if known else counts
+    stored = arrays["n_electrons"][:n][frames] if known else counts
     found |= _count_problems(frames, counts, stored, tolerance)
     return lines + [f"density, {spell(found[text])}: {text}" for text in found]
 

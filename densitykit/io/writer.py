@@ -242,8 +242,7 @@ def _new_group(path: Path, attrs: Mapping[str, Any], overwrite: bool) -> Iterato
             zarr.open_group(folder, mode="a")
             if not metadata_problems(folder, root=True):
                 seal_root(folder)
-        attrs = plain_attributes({**attrs, "schema_version": SCHEMA_VERSION})
-        attrs.pop(CHECKSUM, None)
+        attrs = plain_attributes({**attrs, "schema_version": SCHEMA_VERSION, CHECKSUM: None})
         attrs["history"] = history("created", attrs.get("history"))
         new = fresh(path, "new")
         yield zarr.open_group(new, mode="w-", attributes=attrs)
@@ -272,16 +271,12 @@ def allocate(
         return
     field, shape = name in FIELDS, tuple(sizes[dim] for dim in dims)
     dtype = {"numbers": "int64", "pbc": "bool"}.get(name, "float32" if field else "float64")
-    always = not field
     attributes = {"units": variable.units, "long_name": variable.long_name}
-    attributes |= {"always_written": 1} if always else {}
+    attributes |= {} if field else {"always_written": 1}
     if name == "density":
         attributes |= {"long_name": f"{details['quantity']} electron density", **details}
     frames = max(1, _ATOM_CHUNK_BYTES // (8 * max(1, int(np.prod(shape[1:])))))
-    if field:
-        frames = 1
-    elif dims == ("time",):
-        frames = FRAMES
+    frames = 1 if field else FRAMES if dims == ("time",) else frames
     chunks = (min(shape[0], frames) if "time" in dims else shape[0], *shape[1:])
     array = group.create_array(
         name,
@@ -293,9 +288,9 @@ def allocate(
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=dims,
         attributes=attributes,
-        config={"write_empty_chunks": always},
+        config={"write_empty_chunks": not field},
     )
-    if always:  # that it is gone can be noticed
+    if not field:  # that it is gone can be noticed
         array[: chunks[0]] = array.fill_value
 
 

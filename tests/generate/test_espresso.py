@@ -19,7 +19,7 @@ from ase.units import Ry
 from densitykit.errors import GenerationError
 from densitykit.fields import n_electrons, resample
 from densitykit.generate.dynamics import molecular_dynamics
-from densitykit.generate.espresso import Espresso, worker_python
+from densitykit.generate.espresso import Espresso, make_environment, worker_python
 from densitykit.io.reader import open_trajectory
 
 BUNDLED = Path(__file__).parents[2] / "data" / "lithium-800K.zarr" / "run-1"
@@ -235,3 +235,15 @@ def test_input_file_says_what_was_asked_for() -> None:
     assert "ecutwfc=10.0" in text and "nbnd=7" in text and "occupations='fixed'" in text
     assert "K_POINTS automatic\n3 2 1 0 0 0" in text
     assert "K_POINTS gamma" in Espresso(10 * Ry, python="python").input_text(lithium())
+
+
+@pytest.mark.parametrize("name", ["a folder", "a file"])
+def test_a_folder_with_something_else_is_no_environment(name, tmp_path) -> None:
+    folder = tmp_path / name
+    if name == "a folder":
+        folder.mkdir()
+    kept = folder / "thesis.tex" if folder.is_dir() else folder
+    kept.write_text("years of work")
+    with pytest.raises(GenerationError, match=f"{name}: no virtual environment; choose"):
+        make_environment(folder)
+    assert kept.read_text() == "years of work"

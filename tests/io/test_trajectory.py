@@ -464,6 +464,19 @@ def _scale_frame(path: Path) -> None:
     _edit_values(path, "n_electrons", 4, lambda n: n * 1.01)
 
 
+def _second_zarr(path: Path) -> None:
+    shutil.rmtree(path / "energy")
+    zarr.create_array(path / "energy", shape=(8,), dtype="f8", zarr_format=2)
+
+
+def _resize(folder: Path, axis: int, size: int) -> None:
+    """Claim another size, with a right checksum; nothing is there."""
+    metadata = json.loads((folder / "zarr.json").read_text())
+    metadata["shape"][axis] = size
+    _edit_json(folder / "zarr.json", shape=metadata["shape"])
+    seal(folder.parent)
+
+
 # what makes a store unfit to be opened: damage, and what every message has to contain
 UNFIT = {
     "not-a-store": (lambda p: (p / "zarr.json").unlink(), ["store", "zarr.json"]),
@@ -507,6 +520,8 @@ UNFIT = {
         ["density/zarr.json: changed since"],
     ),
     "time-chunk": (lambda p: _truncate(p / "time" / "c.0"), ["time", "decoded"]),
+    "zarr-v2": (_second_zarr, ["energy", "zarr v3"]),
+    "2**31-points": (lambda p: _resize(p / "density", 1, 2**31), ["density", "too many at once"]),
 }
 # what opens, but is wrong
 WRONG = {
@@ -630,6 +645,20 @@ def test_a_writer_names_what_it_cannot_go_on_from(tmp_path: Path) -> None:
     _flip(tmp_path / "a" / "energy" / "c.0")
     with pytest.raises(TrajectoryError, match=r"energy/c\.0: energy, frame 0: .*decoded"):
         TrajectoryWriter(tmp_path / "a")
+
+
+def test_a_length_is_no_reason_to_wait(mock_trajectory: Make) -> None:
+    """What is not there is not read: a store made for 10**11 frames has 8, and can have 9."""
+    path = mock_trajectory()
+    for folder in path.glob("*/"):
+        if zarr.open_array(folder, mode="r").metadata.dimension_names[0] == "time":
+            _resize(folder, 0, 10**11)
+    assert validate_trajectory(path) == []
+    assert "8 frames" in summarise(path)
+    with TrajectoryWriter(path) as writer:
+        frame = open_trajectory(path).isel(time=7)
+        writer.append(frame["density"].values * 1.001, 16.0)
+    assert open_trajectory(path).sizes["time"] == 9
 
 
 @pytest.mark.parametrize("grid, part", [((512, 1, 1), "512 x 1 x 1"), ((0, 4, 4), "empty")])
