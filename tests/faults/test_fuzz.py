@@ -29,7 +29,8 @@ from densitykit.models.checkpoint import _digest
 from densitykit.rollout import rollout
 
 FEW, MANY = 60, 10_000
-counts = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+ALL = [pytest.mark.slow, pytest.mark.timeout(7200)]
+counts = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=ALL)])
 
 #: what stands where JSON has a value, a file has bytes, a command line a word
 WEIRD = [None, True, 0, -1, 1, 2**31, 2**63, 10**400, 0.5, -0.0, 1e-300, 1e300, math.nan, math.inf]
