@@ -45,7 +45,7 @@ __all__ = [
 
 
 @contextmanager
-def rebuilt(path: Path, event: str) -> Iterator[zarr.Group]:
+def rebuilt(path: PathLike, event: str) -> Iterator[zarr.Group]:
     """Give a copy to change; when that is done, it takes the place of the store.
 
     A change of several variables in place would leave a store with conflicting lengths if
@@ -85,7 +85,6 @@ def extend_trajectory(path: PathLike, n_frames: int) -> TrajectoryWriter:
     TrajectoryError
         The store is missing or broken, or `n_frames` does not lengthen it.
     """
-    path = Path(path)
     length = TrajectoryWriter(path).n_frames
     if n_frames <= length:
         raise fault(path, "time", f"n_frames={n_frames} is no longer than {length}", "use more")
@@ -104,7 +103,7 @@ def trim_trajectory(path: PathLike) -> int:
     return writer.n_committed
 
 
-def _resize(path: Path, n_frames: int, event: str) -> None:
+def _resize(path: PathLike, n_frames: int, event: str) -> None:
     with rebuilt(path, event) as group:
         for _, array in group.arrays():
             if array.metadata.dimension_names[0] == "time":
