@@ -99,7 +99,7 @@ def read(array: zarr.Array, *key: Any) -> NDArray:
         values = array.oindex[key]
         if name != "density" or not np.isnan(values).any():
             return values
-    for i in np.arange(array.shape[0])[key[0]].reshape(-1).tolist():
+    for i in map(int, np.arange(array.shape[0])[key[0]].reshape(-1)):
         file = chunk_file(array, i)
         where = f"{name}, frame {i}" if array.metadata.dimension_names[0] == "time" else name
         try:

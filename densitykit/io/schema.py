@@ -7,6 +7,7 @@ so that a check can list them all and a reader can raise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -124,7 +125,7 @@ def schema_problems(arrays: Mapping[str, zarr.Array]) -> list[str]:
             problems.append(f"{name}: the dimensions are {dims}; {fix}")
             continue
         frame = arrays[name].shape["time" in dims :]  # in memory at once, and what Blosc takes
-        if np.prod([arrays[name].dtype.itemsize, *frame], dtype=float) >= 2**31:
+        if math.prod([arrays[name].dtype.itemsize, *frame]) >= 2**31:
             problems.append(f"{name}: {frame} values are too many at once; {RESTORE}")
         if units != expected.units and (units is not None or name in REQUIRED):
             fix = f"convert the values to {expected.units} and set the attribute 'units'"

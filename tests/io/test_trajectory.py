@@ -522,6 +522,7 @@ UNFIT = {
     "time-chunk": (lambda p: _truncate(p / "time" / "c.0"), ["time", "decoded"]),
     "zarr-v2": (_second_zarr, ["energy", "zarr v3"]),
     "2**31-points": (lambda p: _resize(p / "density", 1, 2**31), ["density", "too many at once"]),
+    "10**400-points": (lambda p: _resize(p / "density", 1, 10**400), ["density", "too many at"]),
 }
 # what opens, but is wrong
 WRONG = {
