@@ -164,6 +164,8 @@ class FieldState:
 class FieldEmulator(nn.Module):
     """One-step map of density and rate; see the module's docstring.
 
+    Subclasses implement :meth:`advance` on normalised states, (B, 2, X, Y, Z).
+
     Parameters
     ----------
     mu, sigma, eps
@@ -172,8 +174,6 @@ class FieldEmulator(nn.Module):
         Time in fs that one step covers; also the unit of time of the rate channel.
     domain
         What it is trained on, a `Domain` or its fields; None checks nothing.
-
-    Subclasses implement :meth:`advance` on normalised states, (B, 2, X, Y, Z).
     """
 
     context: int = 3

@@ -145,6 +145,10 @@ class ResidualBlock(nn.Module):
 class UNet(nn.Module):
     """Periodic 3-D U-Net on a patched grid, with a linear path from input to output.
 
+    ``forward``: x with shape (B, in_channels, X, Y, Z) and, if conditioned, an embedding with
+    shape (B, embedding) -> (B, out_channels, X, Y, Z). X, Y and Z must be divisible by
+    :attr:`stride`. At the start of training the output is zero.
+
     Parameters
     ----------
     in_channels, out_channels
@@ -157,10 +161,6 @@ class UNet(nn.Module):
         Edge of the space-to-depth patch at the entrance.
     embedding
         Width of the conditioning embedding; 0 for none.
-
-    ``forward``: x with shape (B, in_channels, X, Y, Z) and, if conditioned, an embedding with
-    shape (B, embedding) -> (B, out_channels, X, Y, Z). X, Y and Z must be divisible by
-    :attr:`stride`. At the start of training the output is zero.
     """
 
     def __init__(

@@ -175,7 +175,9 @@ def _scenes(
 def view(run: Run, space: Space) -> dict[str, Any]:
     """Layout of a scene: no axes, from above and the right, the whole cell in sight."""
     corners = _CORNERS * space.repeat @ run.cell_at()
-    low, high = corners.min(axis=0) - 0.6, corners.max(axis=0) + 0.6  # room for atoms on faces
+    has_bonds = run.numbers is not None and np.isin(run.numbers, _NON_METALS).any()
+    room = 1.5 if has_bonds else 0.6  # for atoms on faces, and beyond
+    low, high = corners.min(axis=0) - room, corners.max(axis=0) + room
     ratio = dict(zip("xyz", 2.6 * (high - low) / np.linalg.norm(high - low), strict=True))
     camera = dict(eye=dict(x=1.5, y=-1.8, z=0.9), projection_type="orthographic")
     ends = zip("xyz", low, high, strict=True)

@@ -144,12 +144,12 @@ def _twice_kinetic(v: Tensor, m: Tensor) -> Tensor:
 class ResidualNet(nn.Module):
     """U: the residual of the superposition after a step, from the one before.
 
+    The scales of its inputs are buffers, set by :meth:`set_scales`.
+
     Parameters
     ----------
     widths, blocks, patch
         Of :class:`densitykit.nn.layers.UNet`.
-
-    The scales of its inputs are buffers, set by :meth:`set_scales`.
     """
 
     def __init__(

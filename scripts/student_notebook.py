@@ -1,0 +1,47 @@
+"""A lesson without its solutions and outputs, for students to work in.
+
+Folded solutions go, code below "# --- a solution" goes, outputs go; the rest stays as it is.
+
+python scripts/student_notebook.py notebooks/06_deep_density_1d.ipynb [MORE ...] FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+SOLUTION = "<details><summary>Solution</summary>"
+MARK = "# --- a solution"
+
+
+def without_solutions(notebook: dict[str, Any]) -> dict[str, Any]:
+    """The notebook, as JSON, less what only a teacher should have."""
+    cells = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown" and SOLUTION in source:
+            continue
+        if cell["cell_type"] == "code":
+            source = source.split(MARK)[0].rstrip()
+            cell = cell | dict(source=source.splitlines(keepends=True))
+            cell |= dict(outputs=[], execution_count=None)
+        cells.append(cell)
+    return notebook | dict(cells=cells)
+
+
+def main() -> None:
+    *lessons, folder = map(Path, sys.argv[1:])
+    folder.mkdir(parents=True, exist_ok=True)
+    for lesson in lessons:
+        target = folder / lesson.name
+        if target.exists():
+            sys.exit(f"{target} exists; move it away, or choose another folder")
+        student = without_solutions(json.loads(lesson.read_text()))
+        target.write_text(json.dumps(student, indent=1, ensure_ascii=False) + "\n")
+        print(target)
+
+
+if __name__ == "__main__":
+    main()
