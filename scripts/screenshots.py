@@ -56,7 +56,7 @@ def main() -> None:
         "isosurface-water": lambda: plot.isosurface(water),
         "plane-111-aluminium": lambda: plot.plane(aluminium, (1, 1, 1)),
         "hexagonal-cell": lambda: plot.slice_figure(hexagonal(aluminium), "z", 0),
-        "hexagonal-cell-in-space": lambda: plot.isosurface(hexagonal(aluminium), [0.2]),
+        "hexagonal-cell-in-space": lambda: plot.isosurface(hexagonal(aluminium), [0.24]),
         "difference-ethane": lambda: plot.isosurface(plot.difference(ethane, superposed(ethane))),
         "explorer": lambda: go.Figure(explore(lithium).figure),
         "explorer-comparison": lambda: go.Figure(compare(lithium, later).figure),
