@@ -56,7 +56,7 @@ __all__ = ["judge", "linear_map", "run_electrons"]
 
 KEYS = ["system", "model", "seed", "split", "run", "metric"]
 NETS: dict[str, type[ElectronEmulator]] = {"FNO": FourierOperator, "U-Net": ChainUNet}
-CONTEXT, SHORT, LONG = 4, 50, 1000
+CONTEXT, SHORT, LONG = 1, 50, 1000
 OMEGA = np.arange(0.05, 1.4, 2e-3)
 
 
@@ -142,8 +142,8 @@ def linear_map(
     data: Path, context: int = CONTEXT, current: bool = True
 ) -> tuple[LinearMap, pd.DataFrame]:
     """The map whose ridge does best in rollouts of validation runs, and all that were tried."""
-    train = load_electrons(data, "train", CONTEXT)
-    held_out = load_electrons(data, "validation", CONTEXT)
+    train = load_electrons(data, "train", context)
+    held_out = load_electrons(data, "validation", context)
     best, least, rows = None, np.inf, []
     for ridge in (1e-5, 1e-4, 1e-3, 1e-2):
         model = LinearMap(train.horizon, context, current)
@@ -204,7 +204,7 @@ def run_electrons(
                 model, _ = linear_map(path, context, current)
                 name = f"linear, {context} frame{'s' * (context > 1)}"
                 name += ", density and current" if current else ", density"
-                rows = one_step(model, load_electrons(path, "test", CONTEXT))
+                rows = one_step(model, load_electrons(path, "test", 4))
                 _merge(out, rows, labels | {"model": name, "split": "test"})
         for seed in seeds:
             for name, kind in NETS.items():
@@ -214,8 +214,8 @@ def run_electrons(
                 model = kind(base.horizon, CONTEXT, base=base)
                 folder = Path(run_dir) / f"{system}-{name}-{seed}"
                 settings = {"steps": steps, "seed": seed, "run_dir": folder, "ema": 0.98}
-                windows = load_electrons(path, "train", CONTEXT, 4)
-                fit(OneStepObjective(model), windows, batch=16, learning_rate=3e-3, **settings)
+                windows = load_electrons(path, "train", CONTEXT, 6)
+                fit(OneStepObjective(model, 6), windows, batch=16, learning_rate=3e-3, **settings)
                 _keep(out, path, model, labels | {"model": name, "seed": seed})
     return pd.read_csv(out)
 

@@ -7,7 +7,7 @@ current, at the last K frames; the field is given. What is learned is the increm
     \dots, (\delta\rho, j)_{t-(K-1)h};\ \rho_0;\ \Delta A\bigr],
 
 with three increments of the vector potential, before, during and after the step. The mean of the
-density increment is removed: the number of electrons is exact. All maps commute with shifts, and
+deviation is removed: the number of electrons is exact. All maps commute with shifts, and
 their kernels have a finite range in real space, so that they serve chains of any length.
 
 * :class:`LinearMap`: the best one without :math:`\rho_0`, by least squares: dynamic mode
@@ -20,6 +20,12 @@ their kernels have a finite range in real space, so that they serve chains of an
   so that weak and strong excitations are alike.
 
 Both nets begin as a linear map that is given to them, and learn what it misses.
+
+**Stability.** Modes of the linear map that would grow are put on the unit circle. And no rollout
+has more energy than the field has given: that of the flow and of the charges,
+:math:`\int j^2/2\rho_0 + \tfrac12\int\delta\rho\,K*\delta\rho`, is at most the whole energy of the
+excitation (Cauchy and Schwarz), which is that of the first frame plus the work
+:math:`\int dA\int j`; a state that exceeds it is scaled down.
 """
 
 from __future__ import annotations
@@ -48,6 +54,8 @@ __all__ = [
 _SCALE = 20.0
 #: far from anything physical: a map that grows can still be judged
 _BOUND = 1e3
+#: 4 pi / eps0 of the model
+_REPULSION = 4 * torch.pi / 10
 _FIELD = ATOMIC_TIME / BOHR
 
 
@@ -65,12 +73,15 @@ class ElectronState:
         Vector potential of the run, atomic units, (B, frames).
     frame
         Number of the present frame, (B,).
+    energy
+        The most that it can have, hartree x 400, (B,).
     """
 
     history: Tensor
     ground: Tensor
     field: Tensor
     frame: Tensor
+    energy: Tensor
 
     def drive(self) -> Tensor:
         """Increments of the field before, during and after the next step, (B, 3)."""
@@ -97,7 +108,7 @@ class ElectronEmulator(nn.Module):
     def __init__(
         self,
         horizon: float,
-        context: int = 4,
+        context: int = 1,
         current: bool = True,
         base: LinearMap | None = None,
     ) -> None:
@@ -117,7 +128,9 @@ class ElectronEmulator(nn.Module):
         ground, density = window.ground * BOHR, window.density[..., 0, 0] * BOHR
         fields = [density - ground[:, None], window.current * ATOMIC_TIME]
         history = _SCALE * torch.stack(fields, 2)
-        return ElectronState(history, ground, window.field * _FIELD, window.frame)
+        energy = _energy(history.flatten(0, 1), ground.repeat_interleave(self.context, 0))
+        energy = energy.unflatten(0, (-1, self.context)).amax(1)
+        return ElectronState(history, ground, window.field * _FIELD, window.frame, energy)
 
     @torch.no_grad()
     def step(
@@ -132,11 +145,15 @@ class ElectronEmulator(nn.Module):
         change = self.increment(used.flatten(1, 2), state)
         if self.base is not None:
             change = change + self.base.increment(used.flatten(1, 2), state)
-        rho = change[:, 0] - change[:, 0].mean(-1, keepdim=True)
-        change = torch.stack([rho, change[:, 1]], 1)
-        new = (state.history[:, -1] + change).clamp(-_BOUND, _BOUND)
+        rho, current = (state.history[:, -1] + change).clamp(-_BOUND, _BOUND).unbind(1)
+        new = torch.stack([rho - rho.mean(-1, keepdim=True), current], 1)
+        with torch.no_grad():
+            flow = (state.history[:, -1, 1] + current).sum(-1) / 2
+            most = (state.energy + state.drive()[:, 1] * flow).clamp(min=1e-9)
+            scale = (most / _energy(new, state.ground).clamp(min=1e-12)).clamp(max=1).sqrt()
+        new = new * scale[:, None, None]
         history = torch.cat([state.history[:, 1:], new[:, None]], 1)
-        return replace(state, history=history, frame=state.frame + 1)
+        return replace(state, history=history, frame=state.frame + 1, energy=most)
 
     def density(self, state: ElectronState) -> Tensor:
         """angstrom**-1, (B, X, 1, 1)."""
@@ -152,6 +169,18 @@ class ElectronEmulator(nn.Module):
         raise NotImplementedError
 
 
+def _energy(fields: Tensor, ground: Tensor) -> Tensor:
+    """Energy of flow and charges in hartree x 400; fields (B, 2, X), a point per bohr -> (B,)."""
+    rho, current = fields.unbind(1)
+    points = rho.shape[1]
+    k = 2 * torch.pi * torch.fft.rfftfreq(points, device=rho.device)
+    twice = torch.full_like(k, 2.0)  # k and -k
+    twice[0] = 0
+    waves = torch.fft.rfft(rho).abs().square() * twice * _REPULSION / (k**2 + 1e-4)
+    flow = (current**2 / ground.clamp(min=1e-3)).sum(-1)
+    return flow / 2 + waves.sum(-1) / (2 * points)
+
+
 class LinearMap(ElectronEmulator):
     """A convolution of state and drive; see `fit_linear_map`.
 
@@ -164,10 +193,10 @@ class LinearMap(ElectronEmulator):
     """
 
     def __init__(
-        self, horizon: float, context: int = 4, current: bool = True, reach: int = 15
+        self, horizon: float, context: int = 1, current: bool = True, reach: int = 15
     ) -> None:
         super().__init__(horizon, context, current)
-        self.reach = reach
+        self.reach, self._maps = reach, {}
         columns = self.channels * (2 * reach + 1) + 6
         self.weight = nn.Parameter(torch.zeros(columns, 2))
 
@@ -179,7 +208,25 @@ class LinearMap(ElectronEmulator):
         return torch.cat([seen, drive, drive * state.ground[..., None]], 2)
 
     def increment(self, x: Tensor, state: ElectronState) -> Tensor:
-        return (self.design(x, state) @ self.weight).transpose(1, 2)
+        if x.shape[1] != 2:  # several frames, or the density alone: as it is
+            return (self.design(x, state) @ self.weight).transpose(1, 2)
+        drive = state.drive()[:, None].expand(-1, x.shape[2], -1)
+        drive = torch.cat([drive, drive * state.ground[..., None]], 2) @ self.weight[-6:]
+        waves = torch.einsum("kij,bjk->bik", self._stable(x.shape[2]), torch.fft.rfft(x))
+        return torch.fft.irfft(waves, n=x.shape[2]) - x + drive.transpose(1, 2)
+
+    def _stable(self, points: int) -> Tensor:
+        """Matrices of all waves, (waves, 2, 2), whose modes do not grow."""
+        if points not in self._maps:
+            kernel = self.weight[:-6].detach().double().unflatten(0, (2, -1))  # (in, tap, out)
+            at = (self.reach - torch.arange(2 * self.reach + 1)) % points
+            rows = kernel.new_zeros(2, points, 2).index_add(1, at, kernel)
+            matrix = torch.fft.rfft(rows, dim=1).permute(1, 2, 0) + torch.eye(2)
+            values, vectors = torch.linalg.eig(matrix)
+            values = values / values.abs().clamp(min=1)
+            stable = vectors * values[:, None] @ torch.linalg.inv(vectors)
+            self._maps[points] = stable.to(torch.complex64)
+        return self._maps[points]
 
 
 @torch.no_grad()
@@ -209,6 +256,7 @@ def fit_linear_map(model: LinearMap, windows: ElectronWindows, ridge: float = 1e
     weight = torch.linalg.solve(normal, projected)
     explained = 2 * (weight * projected).sum() - (weight * (normal @ weight)).sum()
     model.weight.copy_(weight)
+    model._maps.clear()
     return float((1 - explained / total).clamp(min=0).sqrt())
 
 
@@ -258,7 +306,7 @@ class FourierOperator(ElectronEmulator):
     def __init__(
         self,
         horizon: float,
-        context: int = 4,
+        context: int = 1,
         current: bool = True,
         base: LinearMap | None = None,
         width: int = 24,
@@ -295,7 +343,7 @@ class ChainUNet(ElectronEmulator):
     def __init__(
         self,
         horizon: float,
-        context: int = 4,
+        context: int = 1,
         current: bool = True,
         base: LinearMap | None = None,
         width: int = 32,
@@ -355,15 +403,10 @@ class OneStepObjective(nn.Module):
         state = self.model.init(window)
         ends = [self.model.init(_later(window, k + 1)).history[:, -1] for k in range(self.steps)]
         targets = torch.stack(ends, 1)
-        size = targets.square().mean((1, 2, 3), keepdim=True).sqrt()[:, 0] + 1e-6
-        shape = size[:, None]
-        return (
-            state.history / shape,
-            state.ground,
-            state.field / size[..., 0],
-            state.frame,
-            targets / shape,
-        )
+        size = targets.square().mean((1, 2, 3)).sqrt() + 1e-6
+        shape = size[:, None, None, None]
+        parts = state.history / shape, state.ground, state.field / size[:, None], state.frame
+        return *parts, torch.full_like(size, torch.inf), targets / shape
 
     def forward(
         self,
@@ -371,11 +414,12 @@ class OneStepObjective(nn.Module):
         ground: Tensor,
         field: Tensor,
         frame: Tensor,
+        energy: Tensor,
         targets: Tensor,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         noise = torch.randn(history.shape, generator=generator).to(history)
-        state = ElectronState(history + self.noise * noise, ground, field, frame)
+        state = ElectronState(history + self.noise * noise, ground, field, frame, energy)
         loss = history.new_zeros(())
         for k in range(self.steps):
             state = self.model.advance(state)
