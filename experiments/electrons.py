@@ -200,10 +200,11 @@ def run_electrons(
         labels: dict[str, Any] = {"system": system, "seed": 0}
         if not len(there[there.model == "linear"]):
             _keep(out, path, base, labels | {"model": "linear"})
-            for context, current in ((1, False), (1, True), (4, False), (4, True)):
+        for context, current in ((1, False), (1, True), (4, False), (4, True)):
+            name = f"linear, {context} frame{'s' * (context > 1)}"
+            name += ", density and current" if current else ", density"
+            if not len(there[there.model == name]):
                 model, _ = linear_map(path, context, current)
-                name = f"linear, {context} frame{'s' * (context > 1)}"
-                name += ", density and current" if current else ", density"
                 rows = one_step(model, load_electrons(path, "test", 4))
                 _merge(out, rows, labels | {"model": name, "split": "test"})
         for seed in seeds:
