@@ -67,7 +67,7 @@ def roll_out(
 
     Begins with the true frames of the first window.
     """
-    window = windows.begin()
+    window = windows.first()
     given = window.past(windows.context)
     state = start(emulator, window)
     density = [d[..., 0, 0] for d in given.density.unbind(1)]
@@ -235,7 +235,7 @@ def _speed(
 ) -> pd.DataFrame:
     """CPU time of the equation over that of the emulator, for the same span of one chain."""
     electrons, *_ = driven_chain(labels["system"], 4, 0, 0)
-    window, best = windows.begin()[:1], [np.inf, np.inf]
+    window, best = windows.first()[:1], [np.inf, np.inf]
     for _ in range(5):
         begun = time.process_time()
         for _ in iterate(model, window, 20):

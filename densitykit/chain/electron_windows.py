@@ -123,7 +123,7 @@ class ElectronWindows:
             source=self.source,
         )
 
-    def begin(self) -> ElectronWindow:
+    def first(self) -> ElectronWindow:
         """The first possible windows of all runs."""
         runs = torch.arange(len(self.density))
         return self.at(runs, torch.full_like(runs, self.context - 1))

@@ -112,7 +112,7 @@ def test_a_linear_map_is_found_again(data: Path) -> None:
     with torch.no_grad():
         truth.weight.copy_(0.02 * torch.randn(truth.weight.shape, generator=torch.manual_seed(1)))
         truth.weight[[2, 7], [0, 1]] -= 0.2  # of a point itself: nothing grows
-    state = replace(truth.init(windows.begin()), energy=torch.tensor(torch.inf))
+    state = replace(truth.init(windows.first()), energy=torch.tensor(torch.inf))
     density, current = [truth.density(state)[..., 0, 0]], [truth.current(state)]
     for _ in range(windows.frames - 1):
         state = truth.step(state)
@@ -132,7 +132,7 @@ def test_nothing_grows_without_bound(windows: ElectronWindows) -> None:
     assert size.max() < 1 + 1e-5 and (size > 1 - 1e-5).sum() > 20
     model = FourierOperator(windows.horizon)
     torch.nn.init.normal_(model.leave.weight, std=0.5, generator=torch.manual_seed(0))
-    state = model.init(windows.begin())
+    state = model.init(windows.first())
     for _ in range(60):
         state = model.step(state)
     has = emulators._energy(state.history[:, -1], state.ground)

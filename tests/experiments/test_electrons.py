@@ -24,8 +24,7 @@ class Playback(ElectronEmulator):
 
     def __init__(self, windows: ElectronWindows) -> None:
         super().__init__(windows.horizon)
-        window = windows.at(torch.arange(len(windows.density)), torch.zeros(3, dtype=int))
-        self.begin, self.windows = self.init(window), windows
+        self.windows = windows
 
     def increment(self, x: torch.Tensor, state: ElectronState) -> torch.Tensor:
         at = torch.full((3,), min(int(state.frame[0]) + 1, self.windows.frames - 1))
