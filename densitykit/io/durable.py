@@ -94,10 +94,11 @@ def read(array: zarr.Array, *key: Any) -> NDArray:
     TrajectoryError
         It cannot be read, or it is a density that is not there: file, variable and frame.
     """
-    name = Path(array.store.root, array.path).name
+    name = array.path or array.store.root.name
     with suppress(Exception):  # every codec raises its own
-        values = array.oindex[key]
-        if name != "density" or not np.isnan(values).any():
+        values = array.oindex[key] if any(isinstance(k, np.ndarray) for k in key) else array[key]
+        some = values[..., :1] if values.ndim > 1 else values  # what is not there is NaN all over
+        if name != "density" or not np.isnan(some).any():
             return values
     for i in map(int, np.arange(array.shape[0])[key[0]].reshape(-1)):
         file = chunk_file(array, i)
