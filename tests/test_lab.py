@@ -243,7 +243,7 @@ CHOOSE = """(() => {{
   const cell = jupyterapp.shell.currentWidget.content.widgets[{index}].node;
   const list = cell.querySelector('select');
   list.selectedIndex = {choice};
-  list.dispatchEvent(new Event('change'));
+  list.dispatchEvent(new Event('change', {{bubbles: true}}));
 }})()"""
 TITLE = """(() => {{
   const cell = jupyterapp.shell.currentWidget.content.widgets[{index}].node;
