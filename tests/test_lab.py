@@ -200,9 +200,10 @@ async def _turn(page: Page, index: int) -> None:
         await page.press("ArrowRight", 39)
 
         async def moved(before: str = before, slider: int = slider) -> bool:
+            await asyncio.sleep(1)  # time for the page
             return before != await page.js(WIDGET.format(index=index, slider=slider))
 
-        await page.wait_for(moved, 10, f"slider {slider} of the explorer of cell {index}")
+        await page.wait_for(moved, 30, f"slider {slider} of the explorer of cell {index}")
 
 
 async def _look(page: Page, index: int) -> bool:
