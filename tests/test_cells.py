@@ -138,7 +138,7 @@ def test_masses_are_those_of_ase() -> None:
     data = pytest.importorskip("ase.data")
     numbers = np.arange(1, 119)
     np.testing.assert_allclose(atomic_masses(numbers), data.atomic_masses[1:119], rtol=1e-6)
-    assert SYMBOLS == data.chemical_symbols[:119]
+    assert list(SYMBOLS) == data.chemical_symbols[:119]
     np.testing.assert_allclose(atomic_masses([[11, 3]]), [[22.98977, 6.94]])
     for wrong in ([0], [119], [3, -1], [2.5]):
         with pytest.raises(ShapeError, match="no atomic numbers"):
