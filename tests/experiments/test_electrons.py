@@ -53,6 +53,7 @@ def test_bundled_runs_are_what_their_card_says(system: str, kind: int) -> None:
         np.testing.assert_allclose(frame.density * BOHR, found, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_tables_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {s: (3, 10, 4) for s in ("train", "validation", "test", "longer")}
     electron_dataset(tmp_path / "metal.zarr", "metal", sizes=sizes, progress=False)

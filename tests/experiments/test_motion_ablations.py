@@ -42,6 +42,7 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ablations, "FIT", (60.0, 120.0))
 
 
+@pytest.mark.slow
 def test_each_variant_has_its_rows(rows: tuple[pd.DataFrame, Path]) -> None:
     table = rows[0].pivot_table("value", "variant", "metric")
     assert set(table.index) == set(SOME) and np.isfinite(table.values).all()
@@ -61,6 +62,7 @@ def test_each_variant_has_its_rows(rows: tuple[pd.DataFrame, Path]) -> None:
     assert table["temperature, K"].nunique() == len(SOME)
 
 
+@pytest.mark.slow
 def test_nothing_is_computed_twice(
     rows: tuple[pd.DataFrame, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
