@@ -39,7 +39,7 @@ from densitykit.training.linear import atoms_of, default_recipe, fit_linear_dens
 from experiments.arguments import run_script
 from experiments.report import merge_rows
 
-__all__ = ["PUBLISHED", "score"]
+__all__ = ["PUBLISHED", "score", "superposition"]
 
 SYSTEMS = ("ethane", "isobutane", "butane", "water", "aluminium")
 KEYS = ["system", "split", "variant", "snapshots", "seed"]
@@ -68,15 +68,18 @@ def score(model: nn.Module, run: xr.Dataset, frames: int = 1000) -> dict[str, fl
     return found | {"l1_estimated": estimate.mean(), "frames": len(chosen)}
 
 
+def superposition(store: Path) -> nn.Module:
+    """Free atoms alone, fitted to the training splits of a store."""
+    train, held_out = (open_splits(store, name) for name in ("train", "validation"))
+    return fit_linear_density(train, held_out, free_atoms(train[0]), members=2)[0]
+
+
 def rows_of_table(system: str, data: Path, checkpoints: Path) -> Iterator[dict[str, Any]]:
     """The bundled map and superposed free atoms on all test splits of a system."""
-    store = data / f"{system}.zarr"
-    train, held_out = (open_splits(store, name) for name in ("train", "validation"))
-    started = time.process_time()
-    model, _, _ = fit_linear_density(train, held_out, free_atoms(train[0]), members=2)
-    fitted = {"superposition": (model, time.process_time() - started)}
+    store, started = data / f"{system}.zarr", time.process_time()
+    fitted = {"superposition": (superposition(store), time.process_time() - started)}
     fitted["linear"] = (load_model(checkpoints / f"deep-density-{system}"), np.nan)
-    snapshots = sum(run.sizes["time"] for run in train)
+    snapshots = sum(run.sizes["time"] for run in open_splits(store, "train"))
     for run in open_splits(store, "test"):
         for variant, (map_, seconds) in fitted.items():
             labels = {"system": system, "split": run.attrs["split"], "variant": variant}

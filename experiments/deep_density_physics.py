@@ -37,9 +37,10 @@ from densitykit.generate.pseudopotentials import gth
 from densitykit.io.reader import open_splits
 from densitykit.models import load_model
 from densitykit.models.deep_density.linear import Atoms
-from densitykit.training.linear import atoms_of, fit_linear_density, free_atoms
+from densitykit.training.linear import atoms_of
 from densitykit.units import BOHR, HARTREE, SYMBOLS
 from experiments.arguments import run_script
+from experiments.deep_density import superposition
 from experiments.report import merge_rows
 
 __all__ = ["coulomb_potential", "dipole", "force_on_hydrogen", "structure_factor", "water_dipoles"]
@@ -178,9 +179,10 @@ def _length(vectors: np.ndarray) -> float:
 def rows(system: str, data: Path, checkpoints: Path) -> Iterator[dict[str, Any]]:
     """Errors of both variants on all test splits of a system."""
     store = data / f"{system}.zarr"
-    train, held_out = (open_splits(store, name) for name in ("train", "validation"))
-    base, _, _ = fit_linear_density(train, held_out, free_atoms(train[0]), members=2)
-    maps = {"superposition": base, "linear": load_model(checkpoints / f"deep-density-{system}")}
+    maps = {
+        "superposition": superposition(store),
+        "linear": load_model(checkpoints / f"deep-density-{system}"),
+    }
     for run in open_splits(store, "test"):
         for variant, model in maps.items():
             found = [of_frame(model, run, i) for i in range(run.sizes["time"])]

@@ -25,8 +25,9 @@ from ase import Atoms
 from densitykit.generate.systems import system
 from densitykit.io.reader import open_splits
 from densitykit.models import load_model
-from densitykit.training.linear import atoms_of, fit_linear_density, free_atoms
+from densitykit.training.linear import atoms_of
 from experiments.arguments import run_script
+from experiments.deep_density import superposition
 from experiments.report import merge_rows
 
 KEYS = ["split", "frame", "start"]
@@ -34,9 +35,7 @@ KEYS = ["split", "frame", "start"]
 
 def starts(data: Path, run: xr.Dataset, frame: int) -> dict[str, np.ndarray | None]:
     """Densities to start from, by name; None leaves it to the engine."""
-    store = data / "aluminium.zarr"
-    train, held_out = (open_splits(store, name) for name in ("train", "validation"))
-    base, _, _ = fit_linear_density(train, held_out, free_atoms(train[0]), members=2)
+    base = superposition(data / "aluminium.zarr")
     model = load_model(data / "checkpoints/deep-density-aluminium")
     truth, atoms = run["density"][frame].values.astype(float), atoms_of(run, frame)
     guesses = {

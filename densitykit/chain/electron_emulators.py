@@ -141,10 +141,10 @@ class ElectronEmulator(nn.Module):
 
     def advance(self, state: ElectronState) -> ElectronState:
         """`step` with gradients."""
-        used = state.history if self.with_current else state.history[:, :, :1]
-        change = self.increment(used.flatten(1, 2), state)
+        x = self.seen(state)
+        change = self.increment(x, state)
         if self.base is not None:
-            change = change + self.base.increment(used.flatten(1, 2), state)
+            change = change + self.base.increment(x, state)
         rho, current = (state.history[:, -1] + change).clamp(-_BOUND, _BOUND).unbind(1)
         new = torch.stack([rho - rho.mean(-1, keepdim=True), current], 1)
         with torch.no_grad():
@@ -154,6 +154,11 @@ class ElectronEmulator(nn.Module):
         new = new * scale[:, None, None]
         history = torch.cat([state.history[:, 1:], new[:, None]], 1)
         return replace(state, history=history, frame=state.frame + 1, energy=most)
+
+    def seen(self, state: ElectronState) -> Tensor:
+        """What increments are made of, (B, channels, X)."""
+        used = state.history if self.with_current else state.history[:, :, :1]
+        return used.flatten(1, 2)
 
     def density(self, state: ElectronState) -> Tensor:
         """angstrom**-1, (B, X, 1, 1)."""
@@ -262,8 +267,7 @@ def fit_linear_map(model: LinearMap, windows: ElectronWindows, ridge: float = 1e
 
 def _equations(model: LinearMap, window: ElectronWindow) -> tuple[Tensor, Tensor]:
     state, after = model.init(window.past(model.context)), model.init(_later(window, 1))
-    used = state.history if model.with_current else state.history[:, :, :1]
-    M = model.design(used.flatten(1, 2), state).flatten(0, 1)
+    M = model.design(model.seen(state), state).flatten(0, 1)
     y = (after.history[:, -1] - state.history[:, -1]).transpose(1, 2).flatten(0, 1)
     size = state.history.square().mean().sqrt()
     return (M / size).double(), (y / size).double()

@@ -18,7 +18,7 @@ import importlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -60,7 +60,6 @@ class Film(Calculator):
     def __init__(self, force: Calculator, model: Any, names: Sequence[str] = ("", "")) -> None:
         super().__init__()
         self.force, self.model, self.names = force, model, tuple(names)
-        self.iterations = 0
         self._warned = False
 
     def calculate(
@@ -109,12 +108,6 @@ class Film(Calculator):
 
     def close(self) -> None:
         """Nothing is held."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 class Learned(Calculator):
