@@ -16,8 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.fft import fft, ifft
 
-from densitykit.chain.dynamics import SYSTEMS
-from densitykit.chain.electron_runs import random_chain
+from densitykit.chain.dynamics import SYSTEMS, random_chain
 from densitykit.chain.electrons import ElectronDynamics, Kick
 
 

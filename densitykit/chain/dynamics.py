@@ -53,6 +53,7 @@ __all__ = [
     "chain_attributes",
     "chain_species",
     "chain_widths",
+    "random_chain",
     "simulate_chain",
 ]
 
@@ -220,11 +221,9 @@ def simulate_chain(
     wanted = np.asarray(range(0, n_steps + 1, stride) if steps is None else steps, dtype=int)
     _check(wanted, displacement, time_step=time_step, mass=mass, spacing=spacing)
     seed = SEEDS.get(name, 0) if seed is None else seed
-    rng, sites = np.random.default_rng(seed), spacing * (np.arange(len(widths)) + 0.5)
-    R = sites + rng.uniform(-displacement, displacement, len(widths))
-    length = spacing * len(widths)
-    model_options = {"n_grid": round(2 * length)} | model_options
-    model = ReducedHartreeFock1D(R, widths, charges, length, **model_options)
+    model_options = {"n_grid": round(2 * spacing * len(widths))} | model_options
+    places = {"seed": seed, "displacement": displacement, "spacing": spacing}
+    model = random_chain(widths, n_atoms, charges, **places, **model_options)
     recipe = {"system": name, "widths_bohr": widths, "charges": model.charges.tolist()}
     recipe |= {"seed": seed, "displacement_bohr": displacement, "spacing_bohr": spacing}
     recipe |= {"mass_electron": mass, "time_step_au": time_step, "steps": wanted.tolist()}
@@ -236,6 +235,26 @@ def simulate_chain(
     if writer.n_committed < writer.n_frames:
         _run(writer, model, work, progress)
     return path
+
+
+def random_chain(
+    system: str | Sequence[float],
+    n_atoms: int,
+    charges: ArrayLike = 2.0,
+    *,
+    seed: int,
+    displacement: float,
+    spacing: float,
+    **model_options: Any,
+) -> ReducedHartreeFock1D:
+    """The model of a chain with displaced atoms; arguments as those of `simulate_chain`."""
+    widths = chain_widths(system, n_atoms)
+    shifts = np.random.default_rng(seed).uniform(-displacement, displacement, len(widths))
+    length = spacing * len(widths)
+    R = spacing * (np.arange(len(widths)) + 0.5) + shifts
+    return ReducedHartreeFock1D(
+        R, widths, charges, length, **{"n_grid": round(2 * length)} | model_options
+    )
 
 
 def _check(steps: NDArray[np.int64], displacement: float, **positive: float) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from densitykit.chain.electron_runs import create_run, electron_frame, random_chain
+from densitykit.chain.dynamics import random_chain
+from densitykit.chain.electron_runs import create_run, electron_frame
 from densitykit.chain.electrons import ElectronDynamics, Kick, Pulse
 from densitykit.chain.plane_waves import require
 from densitykit.io.progress import progress_bar

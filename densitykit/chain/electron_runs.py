@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from densitykit.chain.dynamics import chain_attributes, chain_species, chain_widths
+from densitykit.chain.dynamics import chain_attributes, chain_species, random_chain
 from densitykit.chain.electrons import ElectronDynamics, Kick, Pulse
 from densitykit.chain.kohn_sham import ReducedHartreeFock1D
 from densitykit.chain.plane_waves import require
@@ -30,7 +30,7 @@ from densitykit.io.work import Work, check_store, discard
 from densitykit.io.writer import TrajectoryWriter, create_trajectory
 from densitykit.units import ATOMIC_TIME, BOHR, HARTREE
 
-__all__ = ["create_run", "electron_frame", "random_chain", "simulate_electrons"]
+__all__ = ["create_run", "electron_frame", "simulate_electrons"]
 
 Real = NDArray[np.float64]
 
@@ -114,26 +114,6 @@ def simulate_electrons(
     if writer.n_committed < writer.n_frames:
         _run(writer, model, work, field, wave, progress)
     return path
-
-
-def random_chain(
-    system: str | Sequence[float],
-    n_atoms: int,
-    charges: ArrayLike = 2.0,
-    *,
-    seed: int,
-    displacement: float,
-    spacing: float,
-    **model_options: Any,
-) -> ReducedHartreeFock1D:
-    """The model of a chain with displaced atoms; arguments as those of `simulate_electrons`."""
-    widths = chain_widths(system, n_atoms)
-    shifts = np.random.default_rng(seed).uniform(-displacement, displacement, len(widths))
-    length = spacing * len(widths)
-    R = spacing * (np.arange(len(widths)) + 0.5) + shifts
-    return ReducedHartreeFock1D(
-        R, widths, charges, length, **{"n_grid": round(2 * length)} | model_options
-    )
 
 
 def _open_writer(

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from densitykit.chain import electron_runs
+from densitykit.chain.dynamics import random_chain
 from densitykit.chain.electron_data import driven_chain, electron_dataset
-from densitykit.chain.electron_runs import random_chain, simulate_electrons
+from densitykit.chain.electron_runs import simulate_electrons
 from densitykit.chain.electrons import ElectronDynamics, Kick, Pulse
 from densitykit.cli import main
 from densitykit.errors import GenerationError, UnfinishedError
