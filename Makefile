@@ -13,7 +13,7 @@ STRIP := $(BIN)/nbstripout --keep-output --keep-count --keep-id
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test espresso lab lint format notebooks lock clean
+.PHONY: help demo docs test espresso lab lint format notebooks lock clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -70,10 +70,14 @@ ifneq ($(NOTEBOOKS),)
 	$(STRIP) $(NOTEBOOKS)
 endif
 
+docs: $(STAMP)  ## build the site: lessons, reference, gallery, guides; into build/site
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	$(BIN)/python scripts/make_site.py build/site
+
 lock:  ## resolve the newest versions afresh into constraints.txt (see its head)
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/pip install $$(grep -o '^#pin .*' constraints.txt | cut -c6-) \
-	  -e ".[dft,lab,test,dask]"
+	  -e ".[dft,lab,test,dask,docs]"
 	{ grep '^#' constraints.txt; .venv-lock/bin/pip freeze --all --exclude pip --exclude-editable \
 	  | sed 's/+.*//'; } > constraints.part
 	mv constraints.part constraints.txt
