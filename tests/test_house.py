@@ -147,7 +147,7 @@ def test_environment_file_matches_the_project() -> None:
     assert conda.pop("pip") == SpecifierSet()
     expected = {
         CONDA_NAMES.get(name, name): requirement.specifier
-        for name, requirement in requirements("dft", "lab", "test", "dask").items()
+        for name, requirement in requirements("dft", "lab", "test", "dask", "docs").items()
     }
     expected.pop(None)
     assert conda == expected
