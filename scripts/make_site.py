@@ -75,14 +75,16 @@ def _with_links(page: Path, source: Path) -> str:
 def _lesson(path: Path, source: Path) -> str | None:
     """Copy a lesson, with figures that move; gives its entry in the gallery."""
     notebook = json.loads(path.read_text())
-    picture = None
+    picture, has_plotly = None, False
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
             data: dict[str, Any] = output.get("data", {})
             if PLOTLY in data:
                 picture = picture or data.get("image/jpeg")
                 figure = pio.from_json(json.dumps(data[PLOTLY]), skip_invalid=True)
-                html = figure.to_html(full_html=False, include_plotlyjs=False)
+                script = False if has_plotly else "../_static/plotly.min.js"
+                html = figure.to_html(full_html=False, include_plotlyjs=script)
+                has_plotly = True
                 output["data"] = {"text/html": html}
             data.pop("application/vnd.jupyter.widget-view+json", None)
     (source / "notebooks" / path.name).write_text(json.dumps(notebook))
@@ -92,7 +94,7 @@ def _lesson(path: Path, source: Path) -> str | None:
     image.write_bytes(base64.b64decode(picture))
     title = "".join(notebook["cells"][0]["source"]).splitlines()[0].lstrip("# ")
     link = f"(notebooks/{path.name})"
-    return f"[![{title}](gallery/{path.stem}.jpg)]{link}\n\n[{title}]{link}\n"
+    return f"[![{title}](gallery/{path.stem}.jpg){{width=360px}}]{link}\n\n[{title}]{link}\n"
 
 
 def _module(path: Path, source: Path) -> str | None:

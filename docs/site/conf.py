@@ -8,7 +8,7 @@ from densitykit import __version__
 project, author, version = "densitykit", "the densitykit developers", __version__
 copyright = author
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["amsmath", "attrs_inline", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
@@ -22,8 +22,7 @@ html_theme = "furo"
 html_title = f"densitykit {version}"
 
 
-html_js_files = ["plotly.min.js"]
-suppress_warnings = ["myst.header", "toc.not_included"]
+suppress_warnings = ["myst.header", "toc.not_included", "ref.python"]
 exclude_patterns = ["data/*/*.csv"]
 
 
@@ -37,9 +36,10 @@ def plain(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[
         if line.lstrip().startswith(".. math::"):
             equation = indent
         if equation is None:
-            parts = re.split("(`[^`]*`)", line)
+            marker = re.match(r"\s*(\* )?", line)[0]  # of a list
+            parts = re.split("(`[^`]*`)", line[len(marker) :])
             parts[::2] = [re.sub(r"([*|])", r"\\\1", part) for part in parts[::2]]
-            lines[i] = "".join(parts)
+            lines[i] = marker + "".join(parts)
 
 
 def setup(app: Any) -> None:
