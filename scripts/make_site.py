@@ -83,7 +83,7 @@ def _lesson(path: Path, source: Path) -> str | None:
                 picture = picture or data.get("image/jpeg")
                 figure = pio.from_json(json.dumps(data[PLOTLY]), skip_invalid=True)
                 script = False if has_plotly else "../_static/plotly.min.js"
-                html = figure.to_html(full_html=False, include_plotlyjs=script)
+                html = figure.to_html(full_html=False, include_plotlyjs=script, auto_play=False)
                 has_plotly = True
                 output["data"] = {"text/html": html}
             data.pop("application/vnd.jupyter.widget-view+json", None)
