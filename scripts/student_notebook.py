@@ -2,7 +2,7 @@
 
 Folded solutions go, code below "# --- a solution" goes, outputs go; the rest stays as it is.
 
-python scripts/student_notebook.py notebooks/06_deep_density_1d.ipynb [MORE ...] class
+python scripts/student_notebook.py notebooks/11_deep_density_1d.ipynb [MORE ...] class
 """
 
 from __future__ import annotations
