@@ -365,8 +365,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from densitykit.data.windows import load_windows
     from densitykit.io.reader import open_trajectory
     from densitykit.models import baselines, load_model
+    from densitykit.models.checkpoint import import_emulator
+    from densitykit.rollout import check_emulator
 
     emulators = {path.stem: load_model(path) for path in arguments.checkpoints}
+    emulators |= {name: import_emulator(name) for name in arguments.emulator}
+    for emulator in emulators.values():
+        check_emulator(emulator)
     horizon = arguments.horizon or next((e.horizon for e in emulators.values()), None)
     if emulators or not arguments.rollouts:
         emulators |= baselines(load_windows(arguments.data, "train", horizon))
@@ -385,6 +390,8 @@ def _add_tables(commands: Commands) -> None:
     sub = _command(commands, "evaluate", _evaluate, text)
     sub.add_argument("data", help="trajectory store with splits")
     sub.add_argument("checkpoints", type=Path, nargs="*", help="of emulators")
+    text = "your own, made by a class or function without arguments: its code is run"
+    sub.add_argument("--emulator", nargs="*", default=[], metavar="MODULE:NAME", help=text)
     text = "trajectory stores of rollouts"
     sub.add_argument("--rollouts", type=Path, nargs="*", default=[], metavar="STORE", help=text)
     sub.add_argument("--split", default="test", help="to compare with (default: test)")

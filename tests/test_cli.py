@@ -342,6 +342,35 @@ def test_evaluate(command, store, checkpoint, tmp_path):
     assert found == pytest.approx(float(l1), rel=1e-5)
 
 
+MINE = """
+class Still:  # what does not move is persistence
+    context, horizon = 1, 12.0
+    init = staticmethod(lambda window: window.at(0))
+    step = staticmethod(lambda state, generator=None: state)
+    density = staticmethod(lambda state: state)
+"""
+
+
+def test_evaluate_an_emulator_of_ones_own(command, store, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", store, "--emulator", "mine:Still", "--out", "table.csv"]
+    assert command(*words)[0] == 0
+    rows = pd.read_csv("table.csv").query("metric == 'one-step l1'").set_index("model").value
+    assert rows["mine:Still"] == pytest.approx(rows["persistence"], rel=1e-9)
+    code, _, err = command("evaluate", store, "--emulator", "mine:Gone")
+    assert code == 2 and "emulator 'mine:Gone': AttributeError" in err
+    code, _, err = command("evaluate", store, "--emulator", "pathlib:Path")
+    assert code == 2 and "a PosixPath is no emulator: context" in err
+
+
+def test_a_static_map_is_no_emulator(command, store):
+    ethane = Path(__file__).parents[1] / "data" / "checkpoints" / "deep-density-ethane"
+    for words in (["evaluate", store, ethane], ["rollout", ethane, store, store / "x.zarr"]):
+        code, _, err = command(*words)
+        assert code == 2 and "a LinearDensity is no emulator: context, horizon" in err
+
+
 def test_a_rollout_too_short_to_judge_is_named(command, store, checkpoint, tmp_path):
     assert command("rollout", checkpoint, store, tmp_path / "out.zarr", "--steps", 4)[0] == 0
     code, _, err = command("evaluate", store, "--rollouts", tmp_path / "out.zarr")

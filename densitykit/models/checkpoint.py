@@ -6,14 +6,15 @@ leaves the old checkpoint or the new one. ``li.json`` beside it is a copy of the
 Checkpoints of before have their card only there, with a digest of the weights; they load as ever.
 
 Nothing that is loaded can execute code: the class is looked up by name among the models of this
-package. Before a model is built its card is checked for types and sizes, and the weights for
-names, shapes and values.
+package, or is the one that the caller hands over. Before a model is built its card is checked for
+types and sizes, and the weights for names, shapes and values.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -32,6 +33,7 @@ from densitykit.io.store import fresh, replacing
 
 __all__ = [
     "MODELS",
+    "import_emulator",
     "load_model",
     "read_arguments",
     "read_provenance",
@@ -70,7 +72,7 @@ def save_model(
     Parameters
     ----------
     model
-        An instance of one of :data:`MODELS`.
+        An instance of one of :data:`MODELS`, or of a class of your own.
     path
         File name; its suffix becomes ``.safetensors``.
     arguments
@@ -82,16 +84,7 @@ def save_model(
     -------
     Path
         The path of the weights.
-
-    Raises
-    ------
-    CheckpointError
-        If the class of ``model`` is not in :data:`MODELS`.
     """
-    if type(model).__name__ not in MODELS:
-        raise CheckpointError(
-            f"{path}: cannot save a {type(model).__name__}; known: {sorted(MODELS)}"
-        )
     weights = _beside(path, ".safetensors")
     weights.parent.mkdir(parents=True, exist_ok=True)
     card = {
@@ -119,8 +112,15 @@ def check_target(path: str | Path) -> None:
     probe.unlink()
 
 
-def load_model(path: str | Path) -> nn.Module:
+def load_model(path: str | Path, kind: type[nn.Module] | None = None) -> nn.Module:
     """The model of a checkpoint, in evaluation mode, on the CPU.
+
+    Parameters
+    ----------
+    path
+        File name, with or without its suffix.
+    kind
+        The class of a model of your own, which no name in a file can call for.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def load_model(path: str | Path) -> nn.Module:
     """
     weights = _beside(path, ".safetensors")
     text, header = _card_text(path)
-    card = _parsed(text, weights if header else _beside(path, ".json"))
+    card = _parsed(text, weights if header else _beside(path, ".json"), kind)
     try:
         content = weights.read_bytes()
         tensors = load(content)
@@ -148,13 +148,14 @@ def load_model(path: str | Path) -> nn.Module:
     if header and _beside(path, ".json").exists() and _text(_beside(path, ".json")) != text:
         told = "not the card of the weights beside it, which have their own"
         warnings.warn(f"{_beside(path, '.json')}: {told}", stacklevel=2)
-    return _built(card, tensors, weights)
+    return _built(kind or _model_class(card["model"]), card, tensors, weights)
 
 
-def _built(card: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path) -> nn.Module:
+def _built(
+    kind: type[nn.Module], card: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path
+) -> nn.Module:
     """The model of a card with these weights; it is built only where they fit."""
     try:
-        kind = _model_class(card["model"])
         _check_types(kind, card["arguments"])
         with torch.device("meta"):  # takes no memory, however large
             expected = kind(**card["arguments"]).state_dict()
@@ -202,6 +203,25 @@ def _check_weights(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
             raise ValueError("tensor {!r} is {}, not {}".format(name, *pair))
         if not torch.isfinite(found).all():
             raise ValueError(f"tensor {name!r} has values that are not finite")
+
+
+def import_emulator(name: str) -> Any:
+    """What `module:attribute` makes when it is called; it runs code of yours, which you name.
+
+    Raises
+    ------
+    CheckpointError
+        It cannot be imported, or fails.
+    """
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    try:
+        return getattr(import_module(module), attribute)()
+    except Exception as error:  # it is anything
+        raise CheckpointError(
+            f"emulator {name!r}: {type(error).__name__}: {_one_line(error)}; give "
+            "module:name of a class or a function that makes one without arguments"
+        ) from error
 
 
 def read_arguments(path: str | Path) -> dict[str, Any]:
@@ -260,7 +280,7 @@ def _text(path: Path) -> str:
         raise CheckpointError(f"{path}: not JSON ({error}); restore the card") from error
 
 
-def _parsed(text: str, file: Path) -> dict[str, Any]:
+def _parsed(text: str, file: Path, kind: type[nn.Module] | None = None) -> dict[str, Any]:
     """The card of a text, with the fields and numbers that one may have."""
     try:
         card = json.loads(text)
@@ -268,13 +288,15 @@ def _parsed(text: str, file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: card: not JSON ({error}); restore the card") from error
     if not isinstance(card, dict):
         raise CheckpointError(f"{file}: card: not a JSON object; restore the card")
-    for field, kind in (("model", str), ("arguments", dict), ("provenance", dict)):
-        if not isinstance(card.get(field), kind):
-            told = f"field '{field}' is missing, or no {kind.__name__}; restore the card"
+    for field, what in (("model", str), ("arguments", dict), ("provenance", dict)):
+        if not isinstance(card.get(field), what):
+            told = f"field '{field}' is missing, or no {what.__name__}; restore the card"
             raise CheckpointError(f"{file}: card: {told}")
-    if card["model"] not in MODELS:
+    known = sorted(MODELS) if kind is None else [kind.__name__]
+    if card["model"] not in known:
         raise CheckpointError(
-            f"{file}: field 'model' is {_short(card['model'])}; known: {sorted(MODELS)}"
+            f"{file}: field 'model' is {_short(card['model'])}; known: {known}; a class of your "
+            "own is to be handed over, load_model(path, YourModel)"
         )
     _check_sizes(card["arguments"], "arguments", file)
     return card

@@ -531,10 +531,14 @@ def test_names_with_a_point_stay_apart(tmp_path: Path) -> None:
     assert load_model(tmp_path / "horizon-4.5").horizon == 4.0
 
 
-def test_only_known_models_are_saved(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="li.*Linear.*SurrogateUNet"):
-        save_model(nn.Linear(2, 2), tmp_path / "li", {})
-    assert not list(tmp_path.iterdir())
+def test_a_class_of_ones_own_is_handed_over(tmp_path: Path) -> None:
+    card = {"in_features": 2, "out_features": 3}
+    path = save_model(model := nn.Linear(**card), tmp_path / "mine", card)
+    assert torch.equal(load_model(path, nn.Linear).weight, model.weight)
+    with pytest.raises(CheckpointError, match=r"'Linear'; known: .*load_model\(path, YourModel"):
+        load_model(path)
+    with pytest.raises(CheckpointError, match=r"'Linear'; known: \['Conv1d'\]"):
+        load_model(path, nn.Conv1d)
 
 
 def rewrite_card(path: Path, **changes: object) -> None:

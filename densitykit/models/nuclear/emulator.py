@@ -93,8 +93,10 @@ class NuclearState:
         return dataclasses.replace(self, **changes)
 
 
-def supercell(positions: Tensor, cell: np.ndarray, times: int = 2) -> Tensor:
-    """Nuclei of times**3 copies of a cell.
+def supercell(
+    positions: Tensor, cell: np.ndarray, times: tuple[int, int, int] = (2, 2, 2)
+) -> Tensor:
+    """Nuclei of copies of a cell.
 
     Parameters
     ----------
@@ -108,10 +110,10 @@ def supercell(positions: Tensor, cell: np.ndarray, times: int = 2) -> Tensor:
     Returns
     -------
     Tensor
-        Shape (B, N times**3, 3), copy after copy; the cell of all is ``times * cell``, and atomic
-        numbers repeat.
+        Shape (B, N prod(times), 3), copy after copy; vectors of the cell of all are those of
+        ``cell``, each so many times, and atomic numbers repeat.
     """
-    copies = torch.cartesian_prod(*[torch.arange(times, dtype=torch.float64)] * 3)
+    copies = torch.cartesian_prod(*[torch.arange(n, dtype=torch.float64) for n in times])
     shifts = copies.to(positions) @ torch.from_numpy(np.asarray(cell, float)).to(positions)
     return (positions[:, None] + shifts[:, None]).flatten(1, 2)
 
