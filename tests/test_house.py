@@ -214,9 +214,9 @@ def lines_of_code(path: str) -> int:
 
 
 def test_the_core_is_thin() -> None:
-    """At most 9 400 lines of code; a third more are docstrings."""
+    """At most 9 500 lines of code; a third more are docstrings."""
     core = [path for path in TREES if architecture.place(path) not in CORE_APART]
-    assert sum(map(lines_of_code, core)) <= 9400
+    assert sum(map(lines_of_code, core)) <= 9500
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
