@@ -50,8 +50,10 @@ test: $(STAMP)  ## style, unit tests, and every notebook in fast mode; runs all,
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=300 tests notebooks || status=1; \
 	exit $$status
 
-lab: $(STAMP)  ## open the first lesson in JupyterLab
-	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
+lab: $(STAMP)  ## open the lessons in JupyterLab: copies in lab/, which git does not see
+	@mkdir -p lab
+	@for lesson in $(NOTEBOOKS:notebooks/%=%); do test -e lab/$$lesson || cp notebooks/$$lesson lab/; done
+	$(BIN)/jupyter lab lab/00_quickstart.ipynb
 
 lint: $(STAMP)  ## check style, change nothing
 	$(BIN)/ruff check
@@ -68,6 +70,7 @@ ifneq ($(NOTEBOOKS),)
 	  --ExecutePreprocessor.store_widget_state=False \
 	  --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.timeout=1200 $(NOTEBOOKS)
 	$(STRIP) $(NOTEBOOKS)
+	$(BIN)/python scripts/shrink_pictures.py $(NOTEBOOKS)
 endif
 
 docs: $(STAMP)  ## build the site: lessons, reference, gallery, guides; into build/site

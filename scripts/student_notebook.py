@@ -1,6 +1,6 @@
 """A lesson without its solutions and outputs, for students to work in.
 
-Folded solutions go, code below "# --- a solution" goes, outputs go; the rest stays as it is.
+Folded solutions go, outputs go; the rest stays as it is.
 
 python scripts/student_notebook.py notebooks/11_deep_density_1d.ipynb [MORE ...] class
 """
@@ -8,26 +8,24 @@ python scripts/student_notebook.py notebooks/11_deep_density_1d.ipynb [MORE ...]
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-SOLUTION = "<details><summary>Solution</summary>"
-MARK = "# --- a solution"
+SOLUTION = re.compile(r"<details><summary>Solution</summary>.*?</details>\s*", re.DOTALL)
 
 
 def without_solutions(notebook: dict[str, Any]) -> dict[str, Any]:
     """The notebook, as JSON, less what only a teacher should have."""
     cells = []
     for cell in notebook["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] == "markdown" and SOLUTION in source:
-            continue
         if cell["cell_type"] == "code":
-            source = source.split(MARK)[0].rstrip()
+            cell = cell | dict(outputs=[], execution_count=None)
+        else:
+            source = SOLUTION.sub("", "".join(cell["source"]))
             cell = cell | dict(source=source.splitlines(keepends=True))
-            cell |= dict(outputs=[], execution_count=None)
-        cells.append(cell)
+        cells += [cell] if cell["source"] else []
     return notebook | dict(cells=cells)
 
 

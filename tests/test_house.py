@@ -44,7 +44,7 @@ CONDA_NAMES = {
     "tblite": "tblite-python",
 }
 #: names to import, where they differ from the distribution's
-DISTRIBUTIONS = {"yaml": "pyyaml"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow"}
 
 KB, MB = 1_000, 1_000_000
 
