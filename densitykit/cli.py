@@ -270,10 +270,9 @@ def _add_train(commands: Commands) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from ase.io import read
-
     from densitykit.errors import CheckpointError
     from densitykit.io.export import export_frame
+    from densitykit.io.nuclei import read_atoms
     from densitykit.models import load_model
     from densitykit.models.deep_density.linear import LinearDensity
     from densitykit.models.deep_density.network import DeepDensity
@@ -287,7 +286,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         )
     grid = tuple(arguments.grid) if arguments.grid else None
     sure = arguments.uncertainty is None
-    frame = predict(model, read(arguments.structure), grid, arguments.spacing, not sure)
+    frame = predict(model, read_atoms(arguments.structure), grid, arguments.spacing, not sure)
     if "warning" in frame.attrs:
         print(f"densitykit: {frame.attrs['warning']}", file=sys.stderr)
     if not sure:

@@ -371,6 +371,13 @@ def test_a_static_map_is_no_emulator(command, store):
         assert code == 2 and "a LinearDensity is no emulator: context, horizon" in err
 
 
+def test_what_is_no_structure(command, tmp_path):
+    (tmp_path / "text").write_text("no atoms\n" * 9)
+    ethane = Path(__file__).parents[1] / "data" / "checkpoints" / "deep-density-ethane"
+    code, _, err = command("predict", ethane, tmp_path / "text", tmp_path / "a.cube")
+    assert code == 2 and "text: not readable" in err and "that ASE reads" in err
+
+
 def test_a_rollout_too_short_to_judge_is_named(command, store, checkpoint, tmp_path):
     assert command("rollout", checkpoint, store, tmp_path / "out.zarr", "--steps", 4)[0] == 0
     code, _, err = command("evaluate", store, "--rollouts", tmp_path / "out.zarr")

@@ -160,14 +160,13 @@ def _static(arguments: argparse.Namespace) -> int:
 
 def _film(arguments: argparse.Namespace) -> int:
     """Atoms, a force field and a map: a film of the density."""
-    from ase.io import read
-
     from densitykit.generate.film import film
     from densitykit.io.describe import summarise
+    from densitykit.io.nuclei import read_atoms
 
     names = "time_step interval temperature spacing seed relaxation keepbits restart".split()
     options = {name: getattr(arguments, name) for name in names}
-    structure = read(arguments.structure)
+    structure = read_atoms(arguments.structure)
     film(structure, arguments.force, arguments.density, arguments.out, arguments.steps, **options)
     print(summarise(arguments.out))
     return 0

@@ -17,8 +17,9 @@ from densitykit.errors import DensityKitError, TrajectoryError
 from densitykit.io.formats.text import Frame
 from densitykit.io.reader import open_trajectory
 from densitykit.io.rebuild import rebuilt
+from densitykit.io.store import PathLike
 
-__all__ = ["Steps", "differentiate"]
+__all__ = ["Steps", "differentiate", "read_atoms"]
 
 _TOLERANCE = 0.01  # angstrom between the positions of a density and those of its step
 FINITE_DIFFERENCES = "finite differences of the positions"
@@ -71,17 +72,37 @@ class Steps:
 
     def _read(self, source: Path) -> list[Any]:
         try:
-            from ase.io import read
-        except ImportError as error:
-            raise DensityKitError(f"{source}: needs ASE; give: pip install ase") from error
-        try:
-            return read(source, index=":")
-        except Exception as error:  # each parser of ASE raises its own
-            problem = f"{source}: not readable ({error or type(error).__name__})"
+            return read_atoms(source, ":")
+        except (TrajectoryError, OSError) as error:
             if self._given:
-                raise TrajectoryError(f"{problem}; give another trajectory") from error
-            warnings.warn(f"{problem}; it is left out", stacklevel=2)
+                raise
+            warnings.warn(f"{error}; it is left out", stacklevel=2)
             return []
+
+
+def read_atoms(path: PathLike, index: str | None = None) -> Any:
+    """Return the structure of a file, or a list of those that an index such as ":" chooses.
+
+    Raises
+    ------
+    TrajectoryError
+        ASE cannot read it.
+    DensityKitError
+        There is no ASE.
+    """
+    try:
+        from ase.io import read
+    except ImportError as error:
+        raise DensityKitError(f"{path}: needs ASE; give: pip install ase") from error
+    try:
+        return read(path, index=index)
+    except OSError:
+        raise
+    except Exception as error:  # each parser of ASE raises its own
+        problem = f"not readable ({error or type(error).__name__})"
+        raise TrajectoryError(
+            f"{path}: {problem}; give another file, of atoms that ASE reads"
+        ) from error
 
 
 def _beside(folder: Path) -> Path | None:
