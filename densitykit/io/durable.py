@@ -261,9 +261,7 @@ class Journal:
             self._secure()  # what this frame will replace
             self._begun = True
         frame = self.n_frames
-        time = self._tails["time"]
-        if frame >= time.start + len(time.values):  # that a chunk of marks is lost must show
-            self._put("time", np.nan)
+        self._put("time", np.nan)  # a new chunk, if any: that one of marks is lost must show
         for name, array in self._fields.items():
             self._writers[name](frame, np.asarray(values[name])[None])
             self._wrote(chunk_file(array, frame))

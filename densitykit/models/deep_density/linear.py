@@ -187,6 +187,18 @@ class LinearDensity(nn.Module):
             return rho * (n / (rho.mean() * abs(np.linalg.det(atoms.cell))))
         return rho * (n / sum(b.electrons(c) for own in coefficients for b, c in own))
 
+    def forward(
+        self, positions: Tensor, cell: Tensor, shape: tuple[int, ...], numbers: Tensor
+    ) -> Tensor:
+        """Densities of B periodic configurations, (B, X, Y, Z), as a `Superposition` gives them.
+
+        Positions (B, N, 3) and cell (3, 3) or (B, 3, 3) in angstrom, numbers (N,).
+        """
+        cells, z = cell.expand(len(positions), 3, 3).cpu().numpy(), numbers.cpu().numpy()
+        some = (Atoms(x, z, a) for x, a in zip(positions.cpu().numpy(), cells, strict=True))
+        rho = np.stack([self.density(atoms, shape) for atoms in some])
+        return torch.from_numpy(rho).to(positions)
+
     @torch.no_grad()
     def uncertainty(self, atoms: Atoms, grid: tuple[int, ...]) -> np.ndarray:
         """Estimated standard deviation of the error of `density`, (X, Y, Z), angstrom**-3."""

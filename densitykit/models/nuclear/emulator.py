@@ -9,11 +9,12 @@ latent of a frame is its nuclei, and the map of a step has two parts, after a st
    \text{density:} \quad & \rho_{t+h} = \rho_0(R_{t+h}) + e_{t+h}, \quad
    e_{t+h} = e_t + U[\rho_0(R_{t+h}),\, \rho_0(R_{t+h}) - \rho_0(R_t),\, e_t] .
 
-E is linear in invariants (`force_field`), :math:`\rho_0` a superposition of atomic contributions
-(`superposition`), e what that leaves over, and U a periodic U-Net. It sees e of the frame
-before, which holds what nuclei within its receptive field do not tell (a small metallic cell has
-few levels, and each feels all nuclei). Given the path of the nuclei there is no chaos, so errors
-of e do not grow.
+E is linear in invariants (`force_field`), or that of any calculator of ASE. :math:`\rho_0` is a
+sum of atomic contributions, spherical ones (`superposition`) or those of a static map, which know
+their surroundings (`densitykit.models.deep_density.linear`); e is what that leaves over, and U a
+periodic U-Net, or none: e = 0. The net sees e of the frame before, which holds what nuclei within
+its receptive field do not tell (a small metallic cell has few levels, and each feels all nuclei).
+Given the path of the nuclei there is no chaos, so errors of e do not grow.
 
 **Start.** Positions and velocities are those of the window. Where it has none, and one species
 stands out of the density, a filter reads the nuclei (`densitykit.analysis.nuclei`). Velocities
@@ -49,12 +50,20 @@ from densitykit.data.windows import Window
 from densitykit.errors import ShapeError, WindowError
 from densitykit.fields import check_stride
 from densitykit.models.base import Domain
+from densitykit.models.deep_density.linear import LinearDensity
 from densitykit.models.nuclear.force_field import LinearForceField, species_index
 from densitykit.models.nuclear.superposition import Superposition
 from densitykit.nn.layers import UNet
 from densitykit.units import ACCELERATION, KELVIN, SYMBOLS, atomic_masses
 
-__all__ = ["NuclearEmulator", "NuclearState", "ResidualNet", "supercell", "thermal_velocities"]
+__all__ = [
+    "CalculatorForces",
+    "NuclearEmulator",
+    "NuclearState",
+    "ResidualNet",
+    "supercell",
+    "thermal_velocities",
+]
 
 REACH = 1.0  # farthest that a nucleus moves between two frames, angstrom
 
@@ -207,20 +216,29 @@ class NuclearEmulator(nn.Module):
     horizon
         Time of one step, fs.
     domain
-        What it is fitted to, a `densitykit.models.base.Domain` or its fields; masses follow from
-        its species.
+        What it is fitted to, a `densitykit.models.base.Domain` or its fields. None: a static map
+        draws on any grid, and tells the species; it starts from one frame with velocities.
     filter_nodes
         Nodes of the filter that finds nuclei in a density; 0 if there is none.
     knots
         Of the splines of the superposition.
     temperature, relaxation
-        Of the thermostat, K and fs; it acts where a generator is given.
+        Of the thermostat, K and fs; it acts where a generator is given. None: constant energy.
     force_field
-        Arguments of :class:`densitykit.models.nuclear.force_field.LinearForceField`.
+        Arguments of :class:`densitykit.models.nuclear.force_field.LinearForceField`, or such a
+        field itself, or a calculator of ASE.
     substeps
         Time steps of the nuclei in one step.
     widths, blocks, patch
-        Of :class:`ResidualNet`.
+        Of :class:`ResidualNet`; without widths there is none.
+    density
+        A `densitykit.models.deep_density.linear.LinearDensity`, or its arguments; None: a
+        superposition.
+
+    Raises
+    ------
+    ShapeError
+        Numbers out of range, or parts that are none.
     """
 
     context = 3
@@ -228,29 +246,34 @@ class NuclearEmulator(nn.Module):
     def __init__(
         self,
         horizon: float,
-        domain: Domain | Mapping[str, Any],
-        filter_nodes: int,
-        knots: int,
-        temperature: float,
+        domain: Domain | Mapping[str, Any] | None = None,
+        filter_nodes: int = 0,
+        knots: int = 0,
+        temperature: float | None = None,
         relaxation: float = 300.0,
-        force_field: Mapping[str, float] | None = None,
+        force_field: Mapping[str, Any] | Any = None,
         substeps: int = 2,
         widths: tuple[int, ...] = (48, 96),
         blocks: tuple[int, ...] = (2, 3),
         patch: int = 2,
+        density: Mapping[str, Any] | LinearDensity | None = None,
     ) -> None:
         super().__init__()
-        if not (min(horizon, relaxation, substeps) > 0 and temperature >= 0):
+        if not (min(horizon, relaxation, substeps) > 0 and (temperature or 0) >= 0):
             problem = f"horizon {horizon} fs, relaxation {relaxation} fs, substeps {substeps}"
             raise ShapeError(f"{problem}, temperature {temperature} K; give positive numbers")
+        density = LinearDensity(**density) if isinstance(density, Mapping) else density
+        if density is None and (domain is None or not knots):
+            raise ShapeError("neither a domain with knots nor a density; give one of them")
         self.domain = Domain(**domain) if isinstance(domain, Mapping) else domain
-        self.species = tuple(self.domain.species)
+        self.context = 1 if self.domain is None else 3
+        self.species = tuple((density or self.domain).species)
         self.horizon, self.substeps = horizon, substeps
         self.temperature, self.relaxation = temperature, relaxation
-        self.force_field = LinearForceField(**(force_field or {}), species=self.species)
-        self.superposition = Superposition(knots, self.species)
-        self.residual_net = ResidualNet(widths, blocks, patch)
-        self.stride = self.residual_net.stride
+        self.force_field = _forces_of(force_field, self.species)
+        self.superposition = Superposition(knots, self.species) if density is None else density
+        self.residual_net = ResidualNet(widths, blocks, patch) if widths else None
+        self.stride = self.residual_net.stride if widths else 1
         masses = torch.from_numpy(atomic_masses(self.species))
         self.register_buffer("species_masses", masses, persistent=False)
         self.register_buffer("filter_nodes", torch.zeros(filter_nodes, dtype=torch.float64))
@@ -284,8 +307,14 @@ class NuclearEmulator(nn.Module):
         """
         window = window.past(self.context)
         moving = window.positions is not None and window.velocities is not None
-        # the time between frames matters only where they are differenced
-        self.domain.check(window.past(1) if moving else window, "this NuclearEmulator")
+        if not moving and self.context < 3:
+            raise WindowError(
+                f"{window.source}: no positions or no velocities, and without a domain this "
+                "NuclearEmulator starts from both; write them to the store"
+            )
+        if self.domain is not None:
+            # the time between frames matters only where they are differenced
+            self.domain.check(window.past(1) if moving else window, "this NuclearEmulator")
         cell, numbers = window.cell.to(self.filter_nodes), self._numbers(window)
         if moving:
             x, v = (y[:, -1].to(cell) for y in (window.positions, window.velocities))
@@ -327,12 +356,10 @@ class NuclearEmulator(nn.Module):
         cell, grid = cell.expand(len(x), 3, 3), tuple(grid)
         if numbers is None and len(self.species) == 1:
             numbers = torch.full((x.shape[1],), self.species[0])
-        kinds = species_index(numbers, self.species, x.shape[1]).to(x.device)
-        base = self.superposition(x, cell, multiple_of(self.stride, grid), numbers).float()
-        mean = self.superposition.charges[kinds].sum() / torch.linalg.det(cell).abs()
+        base = self.superposition(x, cell, multiple_of(self.stride, grid), numbers)
+        mean, base = base.mean((1, 2, 3), keepdim=True), base.float()
         a = self._accelerations(x, cell, numbers)
-        zero = torch.zeros_like(base)
-        return NuclearState(x, v, a, base, zero, mean.reshape(-1, 1, 1, 1), cell, numbers, grid)
+        return NuclearState(x, v, a, base, torch.zeros_like(base), mean, cell, numbers, grid)
 
     def _numbers(self, window: Window) -> Tensor:
         """Atomic numbers of a window; of one species without any, from the electrons."""
@@ -345,6 +372,8 @@ class NuclearEmulator(nn.Module):
             )
         if window.positions is not None:
             return torch.full(window.positions.shape[2:3], self.species[0])
+        if self.filter is None:
+            raise self._unread(window)
         volume, charge = torch.linalg.det(window.cell[0]).abs(), self.superposition.charges[0]
         count = round(float(window.at(0)[0].mean(dtype=torch.float64) * volume / charge))
         return torch.full((max(count, 1),), self.species[0])
@@ -366,10 +395,7 @@ class NuclearEmulator(nn.Module):
     def _read(self, window: Window, count: int) -> Tensor:
         """Nuclei of the three frames of a member, read from the density: (3, N, 3)."""
         if self.filter is None:
-            raise WindowError(
-                f"{window.source}: no positions, and this NuclearEmulator cannot read those of "
-                f"{list(self.species)} from a density; write positions to the store"
-            )
+            raise self._unread(window)
         frames, cell = window.density[0].double().cpu().numpy(), window.cell[0].cpu().numpy()
         found = [find_nuclei(f, cell, count, self.filter) for f in frames]
         if any(len(x) != count for x in found):
@@ -388,6 +414,12 @@ class NuclearEmulator(nn.Module):
             paths.insert(-1, found[-1] + vectors)
         return torch.from_numpy(np.stack(paths))
 
+    def _unread(self, window: Window) -> WindowError:
+        return WindowError(
+            f"{window.source}: no positions, and this NuclearEmulator cannot read those of "
+            f"{list(self.species)} from a density; write positions to the store"
+        )
+
     def _accelerations(self, positions: Tensor, cell: Tensor, numbers: Tensor) -> Tensor:
         forces = self.force_field.forces(positions, cell, numbers)
         return ACCELERATION * forces / self.masses(numbers)[:, None]
@@ -399,7 +431,8 @@ class NuclearEmulator(nn.Module):
         x, v, a = state.positions, state.velocities, state.accelerations
         for _ in range(self.substeps):
             v = v + delta / 2 * a
-            held = v if generator is None else self._rescaled(v, numbers, delta, generator)
+            free = generator is None or self.temperature is None
+            held = v if free else self._rescaled(v, numbers, delta, generator)
             x = x + delta / 2 * (v + held)
             a = self._accelerations(x, cell, numbers)
             v = held + delta / 2 * a
@@ -427,6 +460,8 @@ class NuclearEmulator(nn.Module):
     def predict_density(self, state: NuclearState) -> NuclearState:
         """The density of nuclei that have moved."""
         base = self._base(state)
+        if self.residual_net is None:
+            return state.replace(base=base, residual=torch.zeros_like(base))
         residual = self.residual_net(base, state.base, state.residual)
         return state.replace(base=base, residual=residual - residual.mean((1, 2, 3), True))
 
@@ -442,7 +477,7 @@ class NuclearEmulator(nn.Module):
         """
         base = self._base(state)
         state = state.replace(base=base, residual=torch.zeros_like(base))
-        for _ in range(repeats):
+        for _ in range(repeats if self.residual_net is not None else 0):
             state = self.predict_density(state)
         return state
 
@@ -458,6 +493,36 @@ class NuclearEmulator(nn.Module):
     def nuclei(self, state: NuclearState) -> tuple[Tensor, Tensor]:
         """Positions, unwrapped, and velocities, (B, N, 3), in angstrom and angstrom/fs."""
         return state.positions, state.velocities
+
+
+class CalculatorForces:
+    """Forces of a calculator of ASE, as a `LinearForceField` gives them."""
+
+    def __init__(self, calculator: Any) -> None:
+        self.calculator = calculator
+
+    def forces(self, positions: Tensor, cell: Tensor, numbers: Tensor) -> Tensor:
+        """Forces in eV/angstrom, (B, N, 3), of nuclei that are periodic along all axes."""
+        from ase import Atoms
+
+        cells, z = cell.expand(len(positions), 3, 3).cpu().numpy(), numbers.cpu().numpy()
+        members = zip(positions.cpu().numpy(), cells, strict=True)
+        atoms = (Atoms(z, x, cell=a, pbc=True) for x, a in members)
+        forces = np.stack([self.calculator.get_forces(some) for some in atoms])
+        return torch.from_numpy(forces).to(positions)
+
+
+def _forces_of(given: Any, species: tuple[int, ...]) -> Any:
+    """What has `forces`: of its arguments, itself, or of a calculator."""
+    if given is None or isinstance(given, Mapping):
+        return LinearForceField(**(given or {}) | {"species": species})
+    if callable(getattr(given, "forces", None)):
+        return given
+    if callable(getattr(given, "get_forces", None)):
+        return CalculatorForces(given)
+    raise ShapeError(
+        f"a {type(given).__name__} has no forces; give a LinearForceField or a calculator of ASE"
+    )
 
 
 def _members(window: Window) -> list[Window]:

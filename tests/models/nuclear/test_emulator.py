@@ -7,13 +7,19 @@ which takes electrons from the others where it is crowded: a residual of 3 % for
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import ase
 import numpy as np
 import pytest
 import torch
+from ase.calculators.emt import EMT
+from ase.md.verlet import VelocityVerlet
+from ase.units import fs
 from liquid import CELL, EDGE, FORCE_FIELD, MASS, density_of, liquid_run
 from made_up import gaussians, made_up_run
 from torch import Tensor
@@ -22,8 +28,11 @@ from densitykit.analysis.nuclei import match_nuclei
 from densitykit.data.windows import Window, Windows
 from densitykit.errors import RolloutError, ShapeError, TrajectoryError, WindowError
 from densitykit.fields import n_electrons
+from densitykit.io.reader import open_split
 from densitykit.models import NuclearEmulator, load_model, save_model
 from densitykit.models.base import Domain, Emulator
+from densitykit.models.checkpoint import read_arguments
+from densitykit.models.deep_density.linear import Atoms
 from densitykit.models.nuclear.emulator import NuclearState, thermal_velocities
 from densitykit.rollout import iterate, rollout
 from densitykit.training.nuclear import fit_parts
@@ -505,3 +514,61 @@ def test_parts_need_atomic_numbers() -> None:
     run.encoding["source"] = "li.zarr"
     with pytest.raises(TrajectoryError, match=r"li\.zarr: variable 'numbers' is missing"):
         fit_parts(run, 12.0)
+
+
+# any force, any map
+
+ALUMINIUM = Path(__file__).parents[3] / "data" / "aluminium.zarr"
+MAP = ALUMINIUM.parent / "checkpoints" / "deep-density-aluminium"
+
+
+def of_aluminium(**parts: Any) -> tuple[NuclearEmulator, Window]:
+    """Give an emulator of a calculator and a static map, and a hot snapshot on a coarse grid."""
+    run = open_split(ALUMINIUM, "test-32-900K").isel(time=[0, 1])
+    run = run.isel({axis: slice(None, None, 2) for axis in "xyz"}).load()
+    v = 0.006 * np.random.default_rng(0).normal(size=run["positions"].shape)  # angstrom/fs
+    run["velocities"] = run["positions"].dims, v - v.mean(axis=1, keepdims=True)
+    parts = {"force_field": EMT(), "density": load_model(MAP), "widths": (), **parts}
+    return NuclearEmulator(8.0, substeps=4, **parts), Windows(run, context=1, steps=0)[[0]]
+
+
+def test_a_calculator_moves_and_a_static_map_draws() -> None:
+    model, window = of_aluminium()
+    state = model.init(window)
+    torch.testing.assert_close(model.density(state), window.at(0))  # of the start, as it is
+    atoms = ase.Atoms("Al32", state.positions[0].numpy(), cell=window.cell[0].numpy(), pbc=True)
+    atoms.set_velocities(state.velocities[0].numpy() / fs)
+    atoms.calc, energy = EMT(), []
+    for _ in range(2):
+        state = model.step(state, torch.Generator())  # without a temperature none is drawn
+        VelocityVerlet(atoms, 2.0 * fs).run(4)
+        np.testing.assert_allclose(state.positions[0], atoms.positions, atol=1e-8)
+        energy.append(atoms.get_total_energy())
+    here = Atoms(atoms.positions, atoms.numbers, window.cell[0].numpy())
+    expected = load_model(MAP).density(here, window.grid)
+    np.testing.assert_allclose(model.density(state)[0], expected, rtol=1e-5, atol=1e-6)
+    assert n_electrons(model.density(state)[0].numpy(), here.cell) == pytest.approx(96, rel=1e-6)
+    assert abs(np.diff(energy)) < 1e-2
+
+
+def test_a_static_map_goes_into_the_checkpoint(tmp_path: Path) -> None:
+    card = {"force_field": FORCE_FIELD, "density": read_arguments(MAP), "widths": []}
+    card |= {"horizon": 8.0, "temperature": 900.0}
+    given = load_model(MAP)
+    model = NuclearEmulator(**card | {"density": given})
+    model.force_field.coefficients.normal_(generator=torch.Generator().manual_seed(0)).mul_(1e-3)
+    again = load_model(save_model(model, tmp_path / "al", card))
+    window = of_aluminium()[1]
+    first, second = (m.density(m.step(m.init(window))) for m in (model, again))
+    assert torch.equal(first, second) and again.species == (13,)
+
+
+def test_parts_that_are_none() -> None:
+    with pytest.raises(ShapeError, match="neither a domain with knots nor a density"):
+        NuclearEmulator(8.0, force_field=EMT())
+    with pytest.raises(ShapeError, match="a str has no forces"):
+        of_aluminium(force_field="emt")
+    model, window = of_aluminium()
+    blind = dataclasses.replace(window, positions=None, velocities=None)
+    with pytest.raises(WindowError, match="no positions or no velocities, and without a domain"):
+        model.init(blind)
