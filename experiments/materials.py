@@ -46,6 +46,7 @@ import torch
 
 from densitykit.cells import wave_vectors
 from densitykit.data.windows import step_generator
+from densitykit.generate.film import CalculatorForces
 from densitykit.generate.water import SPCFw
 from densitykit.io.progress import progress_bar
 from densitykit.io.reader import open_split
@@ -207,7 +208,9 @@ def liquid(
     """Positions each 2 fs, those of some frames with dipoles, intensities, edge and cost."""
     options = {"temperature": 300.0, "relaxation": 1000.0, "widths": ()}
     density = load_model(checkpoints / "deep-density-water")
-    model = NuclearEmulator(2.0, substeps=4, force_field=SPCFw(), density=density, **options)
+    model = NuclearEmulator(
+        2.0, substeps=4, force_field=CalculatorForces(SPCFw()), density=density, **options
+    )
     start = open_split(data, "test-64").isel(time=seed).load()
     x, cell = torch.from_numpy(start.positions.values[None].astype(float)), start.cell.values
     z = torch.from_numpy(start.numbers.values)

@@ -18,10 +18,10 @@ import torch
 import xarray as xr
 from ase.calculators.emt import EMT
 
+from densitykit.generate.film import CalculatorForces
 from densitykit.io.reader import open_splits
 from densitykit.models import NuclearEmulator, load_model, save_model
 from densitykit.models.checkpoint import read_arguments
-from densitykit.models.nuclear.emulator import CalculatorForces
 from densitykit.models.nuclear.force_field import as_double, fit_force_field, numbers_of
 
 FIELD = {"cutoff": 6.0, "closest": 1.9, "radial": 6, "degree": 3, "pair": 12}

@@ -34,7 +34,7 @@ from densitykit.models.deep_density.linear import Atoms as Configuration
 from densitykit.models.deep_density.predict import boxed, grid_of, too_close
 from densitykit.units import SYMBOLS
 
-__all__ = ["Film", "film", "force_field"]
+__all__ = ["CalculatorForces", "Film", "film", "force_field"]
 
 
 class Film(Calculator):
@@ -108,6 +108,23 @@ class Film(Calculator):
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class CalculatorForces:
+    """Forces of a calculator of ASE, as a `LinearForceField` gives them."""
+
+    def __init__(self, calculator: Any) -> None:
+        self.calculator = calculator
+
+    def forces(
+        self, positions: torch.Tensor, cell: torch.Tensor, numbers: torch.Tensor
+    ) -> torch.Tensor:
+        """Forces in eV/angstrom, (B, N, 3), of nuclei that are periodic along all axes."""
+        cells, z = cell.expand(len(positions), 3, 3).cpu().numpy(), numbers.cpu().numpy()
+        members = zip(positions.cpu().numpy(), cells, strict=True)
+        atoms = (Atoms(z, x, cell=a, pbc=True) for x, a in members)
+        forces = np.stack([self.calculator.get_forces(some) for some in atoms])
+        return torch.from_numpy(forces).to(positions)
 
 
 class Learned(Calculator):

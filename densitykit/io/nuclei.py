@@ -96,9 +96,9 @@ def read_atoms(path: PathLike, index: str | None = None) -> Any:
         raise DensityKitError(f"{path}: needs ASE; give: pip install ase") from error
     try:
         return read(path, index=index)
-    except OSError:
-        raise
     except Exception as error:  # each parser of ASE raises its own
+        if isinstance(error, OSError) and error.errno:
+            raise
         problem = f"not readable ({error or type(error).__name__})"
         raise TrajectoryError(
             f"{path}: {problem}; give another file, of atoms that ASE reads"

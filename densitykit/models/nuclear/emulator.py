@@ -56,14 +56,7 @@ from densitykit.models.nuclear.superposition import Superposition
 from densitykit.nn.layers import UNet
 from densitykit.units import ACCELERATION, KELVIN, SYMBOLS, atomic_masses
 
-__all__ = [
-    "CalculatorForces",
-    "NuclearEmulator",
-    "NuclearState",
-    "ResidualNet",
-    "supercell",
-    "thermal_velocities",
-]
+__all__ = ["NuclearEmulator", "NuclearState", "ResidualNet", "supercell", "thermal_velocities"]
 
 REACH = 1.0  # farthest that a nucleus moves between two frames, angstrom
 
@@ -226,7 +219,8 @@ class NuclearEmulator(nn.Module):
         Of the thermostat, K and fs; it acts where a generator is given. None: constant energy.
     force_field
         Arguments of :class:`densitykit.models.nuclear.force_field.LinearForceField`, or such a
-        field itself, or a calculator of ASE.
+        field itself, or what has its `forces`, as
+        `densitykit.generate.film.CalculatorForces` of a calculator of ASE.
     substeps
         Time steps of the nuclei in one step.
     widths, blocks, patch
@@ -495,34 +489,16 @@ class NuclearEmulator(nn.Module):
         return state.positions, state.velocities
 
 
-class CalculatorForces:
-    """Forces of a calculator of ASE, as a `LinearForceField` gives them."""
-
-    def __init__(self, calculator: Any) -> None:
-        self.calculator = calculator
-
-    def forces(self, positions: Tensor, cell: Tensor, numbers: Tensor) -> Tensor:
-        """Forces in eV/angstrom, (B, N, 3), of nuclei that are periodic along all axes."""
-        from ase import Atoms
-
-        cells, z = cell.expand(len(positions), 3, 3).cpu().numpy(), numbers.cpu().numpy()
-        members = zip(positions.cpu().numpy(), cells, strict=True)
-        atoms = (Atoms(z, x, cell=a, pbc=True) for x, a in members)
-        forces = np.stack([self.calculator.get_forces(some) for some in atoms])
-        return torch.from_numpy(forces).to(positions)
-
-
 def _forces_of(given: Any, species: tuple[int, ...]) -> Any:
-    """What has `forces`: of its arguments, itself, or of a calculator."""
+    """A field from its arguments, or what is one."""
     if given is None or isinstance(given, Mapping):
         return LinearForceField(**(given or {}) | {"species": species})
-    if callable(getattr(given, "forces", None)):
-        return given
-    if callable(getattr(given, "get_forces", None)):
-        return CalculatorForces(given)
-    raise ShapeError(
-        f"a {type(given).__name__} has no forces; give a LinearForceField or a calculator of ASE"
-    )
+    if not callable(getattr(given, "forces", None)):
+        raise ShapeError(
+            f"a {type(given).__name__} has no method forces; give a LinearForceField, or a "
+            "calculator of ASE in densitykit.generate.film.CalculatorForces"
+        )
+    return given
 
 
 def _members(window: Window) -> list[Window]:

@@ -28,6 +28,7 @@ from densitykit.analysis.nuclei import match_nuclei
 from densitykit.data.windows import Window, Windows
 from densitykit.errors import RolloutError, ShapeError, TrajectoryError, WindowError
 from densitykit.fields import n_electrons
+from densitykit.generate.film import CalculatorForces
 from densitykit.io.reader import open_split
 from densitykit.models import NuclearEmulator, load_model, save_model
 from densitykit.models.base import Domain, Emulator
@@ -528,7 +529,12 @@ def of_aluminium(**parts: Any) -> tuple[NuclearEmulator, Window]:
     v = 0.006 * np.random.default_rng(0).normal(size=run["positions"].shape)  # angstrom/fs
     run["velocities"] = run["positions"].dims, v - v.mean(axis=1, keepdims=True)
     run["density"] = run["density"].clip(min=1e-6)
-    parts = {"force_field": EMT(), "density": load_model(MAP), "widths": (), **parts}
+    parts = {
+        "force_field": CalculatorForces(EMT()),
+        "density": load_model(MAP),
+        "widths": (),
+        **parts,
+    }
     return NuclearEmulator(8.0, substeps=4, **parts), Windows(run, context=1, steps=0)[[0]]
 
 
@@ -565,8 +571,8 @@ def test_a_static_map_goes_into_the_checkpoint(tmp_path: Path) -> None:
 
 def test_parts_that_are_none() -> None:
     with pytest.raises(ShapeError, match="neither a domain with knots nor a density"):
-        NuclearEmulator(8.0, force_field=EMT())
-    with pytest.raises(ShapeError, match="a str has no forces"):
+        NuclearEmulator(8.0, force_field=CalculatorForces(EMT()))
+    with pytest.raises(ShapeError, match="a str has no method forces"):
         of_aluminium(force_field="emt")
     model, window = of_aluminium()
     blind = dataclasses.replace(window, positions=None, velocities=None)
