@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -16,6 +19,7 @@ from densitykit.cli import parser
 from densitykit.io.schema import SCHEMA_VERSION, schema_for
 
 ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.prefix) / "bin"
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").glob("*.md")),
@@ -72,6 +76,42 @@ def test_commands_of_blocks_are_complete(page: Path) -> None:
     for line in "".join(fences(page, "")).splitlines():
         if line.startswith("densitykit "):
             parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
+def cheap_fences(page: Path) -> list[str]:
+    """Blocks of commands marked as cheap: all that follow take a minute together."""
+    return re.findall(r"^<!-- cheap -->\n```\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+@pytest.mark.skipif(not (BIN / "activate").exists(), reason="not in a virtual environment")
+@pytest.mark.parametrize("page", ["README.md", "docs/your-own-data.md"])
+def test_cheap_commands_run_as_printed(page: str, tmp_path: Path) -> None:
+    """In a folder like a clone, or with a run of one's own; the environment is not active."""
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    path = os.environ["PATH"].replace(f"{BIN}:", "")
+    if page != "README.md":
+        run = dk.open_trajectory(ROOT / "data" / "ethane.zarr").isel(time=slice(0, 12))
+        options = dict(n_frames=12, grid=run.density.shape[1:], cell=run.cell.values)
+        with dk.create_trajectory(
+            tmp_path / "run.zarr", numbers=run.numbers.values, pbc=False, **options
+        ) as writer:
+            for frame in range(12):
+                one = run.isel(time=frame)
+                nuclei = {"positions": one.positions.values}
+                writer.append(one.density.values, time=2.0 * frame, **nuclei)
+        path = f"{BIN}:{path}"
+    blocks = cheap_fences(ROOT / page)
+    assert blocks, "nothing is marked as cheap"
+    for block in blocks:
+        job = subprocess.run(
+            ["bash", "-e", "-c", block],
+            cwd=tmp_path,
+            env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert job.returncode == 0, f"{block}\n{job.stderr}"
 
 
 @each_page

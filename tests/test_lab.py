@@ -1,4 +1,6 @@
-"""Lessons in JupyterLab, in a browser: they run, figures are drawn, sliders move them.
+"""Lessons in JupyterLab, in a browser: they run, figures are drawn, every control moves them.
+
+The page may not complain on its console; `--durations=0` prints how long each lesson takes.
 
 nbval runs the same cells without a page, so it cannot see a figure that JupyterLab does not draw.
 Needs Chrome or Chromium (the one that kaleido finds); the browser is driven by choreographer,
@@ -63,13 +65,48 @@ STATE = """(() => {{
 }})()"""
 
 
-#: drawing of the explorer of a cell, after the keyboard has been given to one of its sliders
+#: what the page complains of, from its first line on
+LISTEN = """window.complaints = [];
+addEventListener('error', e => complaints.push(String(e.message)));
+addEventListener('unhandledrejection', e => complaints.push(String(e.reason)));
+const say = console.error;
+console.error = (...words) => { complaints.push(words.map(String).join(' ')); say(...words); };
+"""
+#: of the browser and of JupyterLab themselves, with no lesson open as well
+HARMLESS = re.compile("ResizeObserver|favicon|Failed to load resource")
+#: all that the figures of the explorer of a cell show, in a few letters; nothing before they do
 WIDGET = """(() => {{
   const cell = jupyterapp.shell.currentWidget.content.widgets[{index}].node;
-  const handle = cell.querySelectorAll('.noUi-handle')[{slider}];
-  if (handle) handle.focus();
-  return handle ? [...cell.querySelectorAll('svg.main-svg')].map(x => x.outerHTML).join() : '';
+  const plots = [...cell.querySelectorAll('.js-plotly-plot')].filter(x => x.data && x.offsetWidth);
+  const plain = (_, x) => ArrayBuffer.isView(x) ? Array.from(x) : x;
+  const text = plots.map(x => JSON.stringify([x.data, x.layout.title], plain)).join();
+  let hash = 0;
+  for (let i = 0; i < text.length; i++) hash = (31 * hash + text.charCodeAt(i)) | 0;
+  return text && hash + ' ' + text.length;
 }})()"""
+#: run a cell again; anywidget gives a figure two seconds to load, a busy machine needs more
+AGAIN = """(async () => {{
+  jupyterapp.shell.currentWidget.content.activeCellIndex = {index};
+  await jupyterapp.commands.execute('notebook:run-cell');
+}})()"""
+#: each control of an explorer: what is done to it
+CONTROL = """(() => {{
+  const cell = jupyterapp.shell.currentWidget.content.widgets[{index}].node;
+  const all = (what) => [...cell.querySelectorAll(what)].filter(x => x.offsetWidth);
+  const named = (what, name) => all(what).find(x => x.textContent.trim() === name);
+  {action};
+}})()"""
+SLIDERS = {
+    name: f"all('.noUi-handle')[{i}].focus()" for i, name in enumerate(("time", "plane", "level"))
+}
+CLICKS = {
+    "normal": "named('button', 'x').click()",
+    "hkl": "named('button', 'hkl').click()",
+    "indices": "const box = all('.widget-text input')[0]; box.value = '1 1 0'; "
+    "for (const name of ['input', 'change']) box.dispatchEvent(new Event(name, {bubbles: true}))",
+    "play": "all('.jupyter-widgets.widget-play button')[0].click()",
+    "numbers": "all('.lm-TabBar-tab')[1].click()",
+}
 
 
 class Page:
@@ -93,6 +130,11 @@ class Page:
                 return value
             await asyncio.sleep(0.2)
         raise AssertionError(f"{what}: nothing after {seconds} s")
+
+    async def is_content(self) -> None:
+        """Raise if the page has complained of anything that is ours."""
+        found = json.loads(await self.js("JSON.stringify(window.complaints)"))
+        assert not [x for x in found if not HARMLESS.search(x)], found
 
     async def state(self, index: int) -> dict[str, Any]:
         return json.loads(await self.js(STATE.format(index=index)))
@@ -153,14 +195,23 @@ def _wait_for_server(address: str, log: Path) -> None:
     raise AssertionError(f"JupyterLab did not start:\n{log.read_text()}")
 
 
+async def _open(browser: Browser, address: str) -> Page:
+    """A page of JupyterLab that listens to what the browser has to say."""
+    page = Page(await browser.create_tab())
+    await page.tab.send_command("Page.enable")
+    await page.tab.send_command("Page.addScriptToEvaluateOnNewDocument", {"source": LISTEN})
+    await page.tab.send_command("Page.navigate", {"url": address})
+    ready = "!!window.jupyterapp && !!document.querySelector('.jp-NotebookPanel .jp-CodeCell')"
+    await page.wait_for(lambda: page.js(ready), 60, "JupyterLab")
+    return page
+
+
 async def _read(address: str) -> int:
     """Run a lesson, look at each figure, move each slider; returns how many have one."""
     async with Browser(path=CHROME, headless=True) as browser:
-        page = Page(await browser.create_tab(address))
+        page = await _open(browser, address)
         screen = {"width": 1400, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
         await page.tab.send_command("Emulation.setDeviceMetricsOverride", screen)
-        ready = "!!window.jupyterapp && !!document.querySelector('.jp-NotebookPanel .jp-CodeCell')"
-        await page.wait_for(lambda: page.js(ready), 60, "JupyterLab")
         cells = json.loads(await page.js(RUN))
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         outputs = [output for cell in code for output in cell["outputs"]]
@@ -172,7 +223,9 @@ async def _read(address: str) -> int:
         assert drawn or explorers, "no figure in this lesson"
         for index in explorers:
             await _turn(page, index)
-        return sum([await _look(page, index) for index in drawn]) + len(explorers)
+        moving = sum([await _look(page, index) for index in drawn]) + len(explorers)
+        await page.is_content()
+        return moving
 
 
 def _explorer(data: dict[str, Any]) -> bool:
@@ -187,23 +240,31 @@ def _with(cells: list[dict[str, Any]], wanted: Callable[[dict[str, Any]], bool])
 
 
 async def _turn(page: Page, index: int) -> None:
-    """Assert that the explorer of a cell is drawn, and follows its sliders: time and plane."""
-    for slider in (0, 1):
+    """Assert that the explorer of a cell is drawn, and follows each of its controls."""
 
-        async def drawn(slider: int = slider) -> str:
-            await page.js(SHOW.format(index=index))
-            return await page.js(WIDGET.format(index=index, slider=slider))
+    async def drawn() -> str:
+        await page.js(SHOW.format(index=index))
+        return await page.js(WIDGET.format(index=index))
 
-        before = await page.wait_for(drawn, 30, f"explorer of cell {index}")
+    await page.wait_for(drawn, 30, f"explorer of cell {index}")
+    await asyncio.sleep(3)
+    for _ in range(3):  # as a reader would, who sees that it does not move
+        if not await page.js("complaints.splice(0).some(x => x.includes('[anywidget]'))"):
+            break
+        await page.js(AGAIN.format(index=index))
+        await asyncio.sleep(3)
+    for name, action in (SLIDERS | CLICKS).items():
         await asyncio.sleep(1)
         before = await drawn()
-        await page.press("ArrowRight", 39)
+        await page.js(CONTROL.format(index=index, action=action))
+        if name in SLIDERS:
+            await page.press("ArrowRight", 39)
 
-        async def moved(before: str = before, slider: int = slider) -> bool:
+        async def moved(before: str = before) -> bool:
             await asyncio.sleep(1)  # time for the page
-            return before != await page.js(WIDGET.format(index=index, slider=slider))
+            return before != await page.js(WIDGET.format(index=index))
 
-        await page.wait_for(moved, 30, f"slider {slider} of the explorer of cell {index}")
+        await page.wait_for(moved, 30, f"{name} of the explorer of cell {index}")
 
 
 async def _look(page: Page, index: int) -> bool:
@@ -256,9 +317,7 @@ TITLE = """(() => {{
 async def _choose(address: str) -> tuple[str, str]:
     """Run the app, choose another system; titles before and after."""
     async with Browser(path=CHROME, headless=True) as browser:
-        page = Page(await browser.create_tab(address))
-        ready = "!!window.jupyterapp && !!document.querySelector('.jp-NotebookPanel .jp-CodeCell')"
-        await page.wait_for(lambda: page.js(ready), 60, "JupyterLab")
+        page = await _open(browser, address)
         cells = json.loads(await page.js(RUN))
         (index,) = _with(cells, _explorer)
 
@@ -268,13 +327,22 @@ async def _choose(address: str) -> tuple[str, str]:
             return found if "=" in found else ""
 
         before = await page.wait_for(title, 60, "the app")
+        action = "named('button', 'compare').click()"
+        await page.js(CONTROL.format(index=index, action=action))
+
+        async def both() -> bool:
+            return "l²" in await title()
+
+        await page.wait_for(both, 120, "the app with an emulator")
         await page.js(CHOOSE.format(index=index, choice=3))
 
         async def other() -> str:
             found = await title()
             return found if found.split("z =")[-1] != before.split("z =")[-1] else ""
 
-        return before, await page.wait_for(other, 60, "the app with another system")
+        after = await page.wait_for(other, 60, "the app with another system")
+        await page.is_content()
+        return before, after
 
 
 def test_the_app_shows_another_system(lab: Callable[[Path], str]) -> None:

@@ -8,6 +8,7 @@ larger than memory. What works without a kernel are `film_figure` and `isosurfac
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import ipywidgets as widgets
@@ -80,17 +81,25 @@ class Explorer(widgets.VBox):
         play.layout.width = "110px"
         widgets.jslink((play, "value"), (self.time, "index"))
         self._colours = colour_axis(field, self._first.kind)
-        self.figure, self.curves = _Figure(self._drawn()), _Figure(self._counted())
+        self.figure = _Figure(self._drawn())
         self.table = widgets.HTML(self._tabulated())
         for scene in self.figure.select_scenes():
             scene.on_change(self._turn, "camera")
-        pages = [self.figure, widgets.VBox([self.table, self.curves])]
-        self.tabs = widgets.Tab(pages, titles=["planes and space", "numbers"])
+        self.tabs = widgets.Tab(
+            [self.figure, widgets.VBox([self.table])], titles=["planes and space", "numbers"]
+        )
         for control in (self.time, self.axis, self.hkl, self.index, self.level):
             control.observe(self._redraw, "value")
         self.tabs.observe(self._redraw, "selected_index")
         rows = [[self.time, play, self.index], [self.level, self.axis, self.hkl]]
         super().__init__([*map(widgets.HBox, rows), self.tabs])
+
+    @cached_property
+    def curves(self) -> _Figure:
+        """Made when it is first looked at: the page has two seconds for all figures of a cell."""
+        curves = _Figure(self._counted())
+        self.tabs.children[1].children = [self.table, curves]
+        return curves
 
     def __repr__(self) -> str:
         # what sites show that do not run notebooks
