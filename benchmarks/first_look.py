@@ -2,9 +2,9 @@
 
     python benchmarks/first_look.py
 
-Each row is a process of its own, the best of three. Explorers are moved from frame to frame as fast
-as the kernel can make their figures, counted in processor time; what the browser needs to draw them
-comes on top of that.
+Each row is a process of its own, the best of three. Explorers are moved from frame to frame as
+fast as the kernel can make their figures, counted in processor time; what the browser needs to
+draw them comes on top of that.
 """
 
 from __future__ import annotations
