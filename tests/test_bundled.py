@@ -17,7 +17,7 @@ from densitykit.fields import n_electrons
 from densitykit.io.reader import open_runs, open_split, open_trajectory
 from densitykit.io.splits import read_splits
 from densitykit.io.validate import validate_trajectory
-from densitykit.metrics import relative_l2
+from densitykit.metrics import relative_l1, relative_l2
 from densitykit.models import NuclearEmulator, load_model, read_provenance
 from densitykit.models.baselines import FourierLinearMap
 from densitykit.models.nuclear.emulator import supercell, thermal_velocities
@@ -28,7 +28,9 @@ HORIZON = 12.0  # fs
 
 DATA = Path(__file__).parents[1] / "data"
 STORE = DATA / "lithium-800K.zarr"
-CHECKPOINTS = sorted((DATA / "checkpoints").glob("[!d]*.safetensors"))  # deep-density: static maps
+# those that were trained on a run: not static maps, nor what is made of parts
+CHECKPOINTS = sorted((DATA / "checkpoints").glob("[!ad]*.safetensors"))
+CHECKPOINTS += [DATA / "checkpoints" / "autoencoder.safetensors"]
 BEST = DATA / "checkpoints" / "lithium-latent-sjsd.safetensors"
 NUCLEAR = DATA / "checkpoints" / "lithium-nuclear.safetensors"
 LARGE, VOLUMES = DATA / "lithium-256.zarr", DATA / "lithium-volumes.zarr"
@@ -233,3 +235,16 @@ def test_ten_picoseconds(train, held_out, path):
     assert len(failed) <= (2 if path == NUCLEAR else 5), failed
     drift = n_electrons(film.density.values, film.cell.values)
     assert np.ptp(drift) <= 1e-5 * drift.mean()
+
+
+def test_aluminium_moves_by_a_field_of_snapshots() -> None:
+    """Forces of the field on a test snapshot, and the map of aluminium as its density."""
+    model, run = (
+        load_model(DATA / "checkpoints" / "aluminium-nuclear"),
+        open_split(DATA / "aluminium.zarr", "test-32-600K").isel(time=0),
+    )
+    x, cell, z = as_double(run.positions)[None], as_double(run.cell), torch.full((32,), 13)
+    error = model.force_field.forces(x, cell, z)[0].numpy() - run.forces.values
+    assert np.std(error) < 0.06 * np.std(run.forces.values)
+    rho = model.init_at(x, 0 * x, cell, run.density.shape, z).base[0].numpy()
+    assert float(relative_l1(rho, run.density.values)) < 0.004
