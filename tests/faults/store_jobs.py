@@ -59,7 +59,10 @@ def pack(path: Path, tell: Callable[[Any], None], durable: bool | None = None) -
     if "packed" not in open_trajectory(path).attrs["history"]:
         pack_trajectory(path, frames_per_shard=4)
     if open_trajectory(path).sizes["time"] == MORE:
-        extend_trajectory(path, MORE + 1).close()
+        with TrajectoryWriter(path, durable=durable) as writer:
+            room = writer.n_frames
+        if room == MORE:  # else it was extended before it was interrupted
+            extend_trajectory(path, MORE + 1).close()
         with TrajectoryWriter(path, durable=durable) as writer:
             tell((MORE, MORE))
             writer.append(**frame(MORE))
