@@ -55,13 +55,12 @@ from densitykit.models.deep_density.linear import Atoms
 from densitykit.models.nuclear.emulator import NuclearState, thermal_velocities
 from densitykit.units import BOHR, PER_CM
 from experiments.arguments import run_script
-from experiments.deep_density_physics import water_dipoles
+from experiments.deep_density_physics import DEBYE, water_dipoles
 from experiments.report import merge_rows
 
 __all__ = ["debye_waller", "dipole_features", "infrared", "xray_intensity"]
 
 KEYS = ["material", "case", "quantity"]
-DEBYE = 4.80320471  # of e angstrom
 EDGES = {300: 4.0498, 600: 4.08115, 900: 4.1191, 1600: 4.200}  # angstrom
 CHARGES = np.array([6.0, 1.0, 1.0])
 

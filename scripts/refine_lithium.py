@@ -115,15 +115,14 @@ def main() -> None:
         label="larger cells",
     )
     card, provenance = read_arguments(arguments.checkpoint), read_provenance(arguments.checkpoint)
-    last = {k: v for k, v in rows[-1].items()}
     names = " ".join(str(getattr(arguments, n)) for n in ("checkpoint", "data", "larger", "out"))
     provenance["refined"] = {
         "command": f"python scripts/refine_lithium.py {names} --steps {arguments.steps}",
         "before": before,
-        "last": last,
-        "minutes": round(last["seconds"] / 60, 1),
+        "last": rows[-1],
+        "minutes": round(rows[-1]["seconds"] / 60, 1),
     }
-    print(last)
+    print(rows[-1])
     print(save_model(model, arguments.out, card, provenance))
 
 

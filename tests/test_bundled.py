@@ -29,8 +29,11 @@ HORIZON = 12.0  # fs
 DATA = Path(__file__).parents[1] / "data"
 STORE = DATA / "lithium-800K.zarr"
 # those that were trained on a run: not static maps, nor what is made of parts
-CHECKPOINTS = sorted((DATA / "checkpoints").glob("[!ad]*.safetensors"))
-CHECKPOINTS += [DATA / "checkpoints" / "autoencoder.safetensors"]
+CHECKPOINTS = [
+    path
+    for path in sorted((DATA / "checkpoints").glob("*.safetensors"))
+    if not path.name.startswith(("deep-density", "aluminium"))
+]
 BEST = DATA / "checkpoints" / "lithium-latent-sjsd.safetensors"
 NUCLEAR = DATA / "checkpoints" / "lithium-nuclear.safetensors"
 LARGE, VOLUMES = DATA / "lithium-256.zarr", DATA / "lithium-volumes.zarr"

@@ -172,7 +172,8 @@ def _blosc(codec: BloscCodec) -> Callable[[ArrayLike], bytes]:
 
 
 def _with_checksum(data: ArrayLike) -> bytes:
-    return bytes(data) + crc32c(bytes(data)).to_bytes(4, "little")
+    data = bytes(data)
+    return data + crc32c(data).to_bytes(4, "little")
 
 
 _ENCODERS = {
