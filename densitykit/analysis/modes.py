@@ -344,10 +344,7 @@ def shell_mean(values: xr.DataArray) -> xr.DataArray:
     count = np.bincount(shell)
     weights = (shell[:, None] == np.arange(1, len(count))) / count[1:]
     first = np.searchsorted(shell, np.arange(1, len(count)))
-    coords = {
-        "q": ("q", q[first], {"units": "1/angstrom"}),
-        "multiplicity": ("q", 2 * count[1:]),
-    }
+    coords = {"q": ("q", q[first], {"units": "1/angstrom"}), "multiplicity": ("q", 2 * count[1:])}
     matrix = xr.DataArray(weights, coords, ("mode", "q"))
     names = [name for name, coord in values.coords.items() if "mode" in coord.dims]
     return xr.dot(values.drop_vars(names), matrix, dim="mode")

@@ -326,9 +326,7 @@ def green_kubo(vacf: xr.DataArray, dimensions: int = 3) -> xr.DataArray:
 
 
 def vibrational_density_of_states(
-    vacf: xr.DataArray,
-    masses: np.ndarray | None = None,
-    window: str | tuple[str, float] = "hann",
+    vacf: xr.DataArray, masses: np.ndarray | None = None, window: str | tuple[str, float] = "hann"
 ) -> xr.DataArray:
     """Vibrational density of states, whose integral over omega > 0 is one.
 

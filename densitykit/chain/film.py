@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
 from densitykit.errors import ShapeError
+from densitykit.plot.runs import as_floats
 from densitykit.plot.theme import TEMPLATE, TRUTH, film_controls, line_styles
 
 __all__ = ["curve_film"]
@@ -43,12 +44,14 @@ def curve_film(
     ShapeError
         An array does not fit.
     """
-    values, x = np.asarray(values, float), np.asarray(x, float)
-    named = {name: np.asarray(y, float) for name, y in (curves | (markers or {})).items()}
+    values, x = as_floats(values, "values"), as_floats(x, "x")
+    named = {name: as_floats(y, name) for name, y in (curves | (markers or {})).items()}
     for name, y in named.items():
-        expected = (values.size, x.size if name in curves else y.shape[-1])
+        expected = (values.size, x.size if name in curves else y.size // max(values.size, 1))
         if y.shape != expected:
             raise ShapeError(f"{name} has shape {y.shape}; pass {expected}, a row for each value")
+    if not curves:
+        raise ShapeError("there is nothing to draw; pass at least one curve")
     low, high = (f([f(named[name]) for name in curves]) for f in (np.min, np.max))
     digits = 4 - int(np.ceil(np.log10(max(high - low, 1e-300))))  # saves most of the file
 

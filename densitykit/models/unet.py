@@ -15,9 +15,7 @@ from torch import Tensor
 from densitykit.models.base import Domain, FieldEmulator
 from densitykit.nn.layers import UNet
 
-__all__ = [
-    "SurrogateUNet",
-]
+__all__ = ["SurrogateUNet"]
 
 
 class SurrogateUNet(FieldEmulator):

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
-from plotly.colors import hex_to_rgb
 
 from densitykit.errors import ShapeError
+from densitykit.plot.runs import as_floats
 from densitykit.plot.theme import TEMPLATE, line_styles
 
 __all__ = ["distribution_figure", "error_figure", "series_figure", "structure_factor_figure"]
@@ -136,7 +136,10 @@ def training_figure(
     """
     if not len(rows):
         raise ShapeError("the training log has no rows; pass at least one")
-    log = pd.DataFrame(list(rows)).apply(pd.to_numeric, errors="coerce").set_index("step")
+    log = pd.DataFrame(list(rows)).apply(pd.to_numeric, errors="coerce")
+    if "step" not in log:
+        raise ShapeError(f"the training log has no column 'step'; it has {[*log]}")
+    log = log.set_index("step")
     columns = columns or [k for k in log if k not in ("learning_rate", "seconds")]
     fig, n_steps = _draw(np.empty(0), {}, "step", {}), log.index.nunique()
     for name, line in line_styles(columns).items():
@@ -145,7 +148,7 @@ def training_figure(
             raise ShapeError(f"the training log has no column {name!r}; choose from {[*log]}")
         mode = "lines" if 2 * y.size >= n_steps else "lines+markers"
         if mode == "lines":
-            width = (window or n_steps // 50) // 2 * 2 + 1
+            width = max(window or n_steps // 50, 0) // 2 * 2 + 1
             y = y.rolling(width, center=True, min_periods=1).median()[:: -(-n_steps // 1000)]
         fig.add_scatter(x=y.index, y=_small(y), name=name, line=line, mode=mode)
     return _log_axis(fig).update_yaxes(title_text="loss, relative error (dimensionless)")
@@ -159,12 +162,11 @@ def _curves(
     x: ArrayLike, curves: Curves
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     """Abscissa of shape (n,), and name to rows (mean,) or (mean, low, high), shape (1 or 3, n)."""
-    x, checked = np.asarray(x, float), {}
+    if not isinstance(curves, Mapping):
+        raise ShapeError(f"curves are a {type(curves).__name__}; pass a mapping from names")
+    x, checked = as_floats(x, "the abscissa"), {}
     for name, values in curves.items():
-        try:
-            checked[name] = np.atleast_2d(np.asarray(values, float))
-        except ValueError as error:
-            raise ShapeError(f"{name}: {error}; pass (mean, low, high) of one length") from error
+        checked[name] = np.atleast_2d(as_floats(values, name))
         if x.ndim != 1 or checked[name].shape not in ((1, x.size), (3, x.size)):
             problem = f"{name} has shape {np.shape(values)}, its abscissa {x.shape}"
             raise ShapeError(f"{problem}; pass a value, or (mean, low, high), for each point")
@@ -191,9 +193,9 @@ def _draw(
             if log:
                 there &= np.concatenate([mean, mean[::-1]]) > 0
             path = dict(x=_small([*x, *x[::-1]])[there], y=_small(outline)[there])
-            fill = f"rgba{(*hex_to_rgb(styles[name]['color']), 0.2)}"
+            fill = dict(fill="toself", fillcolor=styles[name].get("color"), opacity=0.2)
             quiet = dict(line_width=0, mode="lines", showlegend=False, hoverinfo="skip")
-            fig.add_scatter(**path, fill="toself", fillcolor=fill, legendgroup=name, **quiet)
+            fig.add_scatter(**path, **fill, legendgroup=name, **quiet)
     for name, (mean, *_) in curves.items():
         y = _small(np.where(mean > 0, mean, np.nan) if log else mean)
         look = dict(line=styles[name], name=name, legendgroup=name, mode=mode)

@@ -21,6 +21,7 @@ from plotly.subplots import make_subplots
 
 from densitykit.analysis.modes import structure_factor
 from densitykit.analysis.transport import pair_distribution
+from densitykit.errors import ShapeError
 from densitykit.metrics import relative_l1, relative_l2, spatial_sjsd
 from densitykit.plot.planes import Plane, grid_plane, lattice_plane
 from densitykit.plot.runs import Drawable, Run, as_run, as_runs, at_common_times, difference
@@ -181,10 +182,8 @@ class Explorer(widgets.VBox):
                 r = g.r
             fig.add_scatter(x=q, y=s[0], row=1, col=1, **look)
             fig.add_scatter(x=r, y=g[0], row=1, col=2, showlegend=False, **look)
-        fig.update_xaxes(title_text="q (Å<sup>−1</sup>)", col=1).update_yaxes(
-            title_text="S(q)", col=1
-        )
-        fig.update_xaxes(title_text="r (Å)", col=2).update_yaxes(title_text="g(r)", col=2)
+        for column, (x, y) in enumerate([("q (Å<sup>−1</sup>)", "S(q)"), ("r (Å)", "g(r)")], 1):
+            fig.update_xaxes(title_text=x, col=column).update_yaxes(title_text=y, col=column)
         legend = dict(orientation="h", y=1.02, yanchor="bottom")
         size = dict(width=770, height=340, showlegend=len(self._real) > 1, legend=legend)
         return fig.update_layout(template=TEMPLATE, **size)
@@ -247,6 +246,8 @@ def compare(
     ShapeError
         Other grids, no common times, times that do not increase, or as `explore`.
     """
+    if len(set(names)) != 2:
+        raise ShapeError(f"names {names}; pass two, one for the reference and one for the run")
     both = at_common_times(as_runs(dict(zip(names, (reference, run), strict=True))))
     truth, predicted = both.values()
     runs = both | {"difference": difference(predicted, truth)}

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from densitykit.errors import ShapeError
+from densitykit.plot.runs import as_floats
 
 __all__ = ["Plane", "grid_plane", "images_near", "lattice_plane", "values_at"]
 
@@ -192,14 +193,14 @@ def grid_plane(
     grid: tuple[int, ...], cell: NDArray[np.float64], axis: int | str, index: int | None
 ) -> Plane:
     """Plane of the grid points `index` (default: the middle) along a lattice vector, `axis`."""
-    number = dict(x=0, y=1, z=2).get(axis, axis)
-    if number not in (0, 1, 2):
+    number = next((i for i, name in enumerate("xyz") if axis in (i, name)), None)
+    if number is None:
         raise ShapeError(f"there is no axis {axis!r}; choose 'x', 'y' or 'z'")
     points = grid[number]
-    index = points // 2 if index is None else int(index)
-    if not -points <= index < points:
+    index = points // 2 if index is None else index
+    if index not in range(-points, points):
         raise ShapeError(f"{'xyz'[number]} has no plane {index}; choose from 0 to {points - 1}")
-    index, one = index % points, np.eye(3, dtype=int)
+    index, one = int(index) % points, np.eye(3, dtype=int)
     start = one[number] * (index / points)
     return Plane(cell, tuple(one[number]), start, np.delete(one, number, 0), (number, index))
 
@@ -209,12 +210,12 @@ def lattice_plane(cell: NDArray[np.float64], hkl: ArrayLike, corner: ArrayLike) 
 
     Its corner is in angstrom, shape (3,).
     """
-    hkl, corner = np.asarray(hkl), np.asarray(corner, float)
-    if hkl.shape != (3,) or hkl.dtype.kind not in "iu" or not hkl.any() or abs(hkl).max() > 9:
+    hkl, corner = as_floats(hkl, "hkl"), as_floats(corner, "through")
+    if hkl.shape != (3,) or (hkl % 1).any() or not hkl.any() or abs(hkl).max() > 9:
         raise ShapeError(f"hkl is {hkl.tolist()}; pass three integers from -9 to 9, not all 0")
     if corner.shape != (3,) or not np.isfinite(corner).all():
         raise ShapeError(f"the plane goes through {corner.tolist()}; pass a point in angstrom")
-    hkl = hkl // gcd(*map(int, hkl))
+    hkl = hkl.astype(int) // gcd(*map(int, hkl))
     reach = range(-abs(hkl).max() - 2, abs(hkl).max() + 3)
     steps = np.array([v for v in product(reach, repeat=3) if any(v) and not hkl @ v])
     # of vectors of one length those in positive directions first

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from densitykit.errors import ShapeError
 
-__all__ = ["Drawable", "Run", "as_run", "as_runs", "at_common_times", "difference"]
+__all__ = ["Drawable", "Run", "as_floats", "as_run", "as_runs", "at_common_times", "difference"]
 
 
 @dataclass(frozen=True)
@@ -94,20 +94,30 @@ class Run:
 
     def take(self, frames: Sequence[int]) -> Run:
         """Only these frames."""
-        names = [
-            "density",
-            "reference",
-            "times",
-            "positions",
-            *["cell"] * (np.ndim(self.cell) == 3),
-        ]
+        moves = ["cell"] * (np.ndim(self.cell) == 3)
+        names = ["density", "reference", "times", "positions", *moves]
         moving = {key: getattr(self, key) for key in names}
         frames = np.asarray(frames)
         return replace(self, **{k: v if v is None else v[frames] for k, v in moving.items()})
 
+    def shown(self, max_frames: int) -> range:
+        """Frames of a film: all, or every so many, `max_frames` at most."""
+        if not max_frames >= 1:
+            raise ShapeError(f"max_frames={max_frames}; pass how many frames to show, 1 or more")
+        n = len(self.density)
+        return range(0, n, -(-n // int(max_frames)))
+
 
 #: a trajectory, or a density of shape (X, Y, Z) or (T, X, Y, Z) in angstrom**-3
 Drawable = xr.Dataset | ArrayLike | Run
+
+
+def as_floats(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """An array, or ShapeError where it is none of numbers."""
+    try:
+        return np.asarray(values, float)
+    except (ValueError, TypeError) as error:
+        raise ShapeError(f"{name}: {error}; pass an array of numbers") from error
 
 
 def as_run(
@@ -132,7 +142,7 @@ def as_run(
     near = drawn if is_dataset else getattr(drawn, "coords", {})
     known = {key: near[key].values for key in ("cell", "numbers", "time") if key in near}
     times = known.get("time") if times is None else times
-    times = None if times is None else np.atleast_1d(np.asarray(times, float))
+    times = None if times is None else np.atleast_1d(as_floats(times, "times"))
     cell = _lattice(known.get("cell") if cell is None else cell)
     per_frame = {"times": times, "a cell for each frame": cell if np.ndim(cell) == 3 else None}
     for what, values in per_frame.items():
@@ -148,6 +158,7 @@ def as_run(
 def _frames(density: ArrayLike, name: str) -> Any:
     """A density as (T, X, Y, Z)."""
     is_labelled = isinstance(density, xr.DataArray)
+    density = as_floats(density, name) if isinstance(density, list | tuple) else density
     sizes = f"dimensions {dict(density.sizes)}" if is_labelled else f"shape {np.shape(density)}"
     if is_labelled and {"x", "y", "z"} <= set(density.dims):
         density = density.transpose(..., "x", "y", "z")
@@ -156,7 +167,7 @@ def _frames(density: ArrayLike, name: str) -> Any:
         density = np.asarray(density)[None]
     if np.ndim(density) != 4 or 0 in density.shape:
         fix = "give one run in 3-D, (X, Y, Z) or (T, X, Y, Z), that is not empty"
-        hint = "of an ensemble isel(member=0); chains: chain.film.curve_film"
+        hint = "a store: dk.open_trajectory; ensembles: isel(member=0); chains: curve_film"
         raise ShapeError(f"{name} has {sizes}; {fix} ({hint})")
     return density
 
@@ -165,7 +176,7 @@ def _lattice(cell: ArrayLike | None) -> NDArray[np.float64] | None:
     """Lattice vectors (3, 3) or (T, 3, 3) from an edge, three edges, or vectors, in angstrom."""
     if cell is None:
         return None
-    cell = np.asarray(cell, float)
+    cell = as_floats(cell, "the cell")
     cell = np.eye(3) * cell if cell.shape in ((), (3,)) else cell
     fix = "pass an edge, three edges or three lattice vectors in rows, in angstrom"
     if cell.ndim not in (2, 3) or cell.shape[-2:] != (3, 3):

@@ -199,7 +199,7 @@ def panels_figure(
     first, *_ = runs.values()
     n = len(first.density)
     picks = np.linspace(0, n - 1, min(n, 4)).round().astype(int) if picks is None else picks
-    if not len(picks) or not all(-n <= pick < n for pick in picks):
+    if not len(picks) or not all(pick in range(-n, n) for pick in picks):
         raise ShapeError(f"picks {list(picks)}: choose frames of the run, which has {n}")
     here, look = grid_plane(first.grid, first.cell_at(), axis, index), Look(48, smooth, within)
     rows = [[panel(run, pick, here, look) for pick in picks] for run in runs.values()]
@@ -229,7 +229,7 @@ def film_figure(
     """
     runs = at_common_times(as_runs(density, cell, times))
     first, *_ = runs.values()
-    shown = range(0, len(first.density), -(-len(first.density) // max_frames))
+    shown = first.shown(max_frames)
     places = [grid_plane(first.grid, first.cell_at(frame), axis, index) for frame in shown]
     look, (here, *_) = Look(32, smooth, within), places
     films = [

@@ -22,7 +22,7 @@ from scipy.spatial import ConvexHull
 from densitykit.errors import ShapeError
 from densitykit.fields import resample
 from densitykit.neighbours import neighbour_pairs
-from densitykit.plot.runs import Drawable, Run, as_runs, at_common_times
+from densitykit.plot.runs import Drawable, Run, as_floats, as_runs, at_common_times
 from densitykit.plot.theme import PALETTE, TEMPLATE, film, heading
 from densitykit.units import COLOURS, RADII, SYMBOLS
 
@@ -122,7 +122,7 @@ def isosurface_film(
     """
     runs = at_common_times(as_runs(density, cell, times))
     first, *_ = runs.values()
-    shown = range(0, len(first.density), -(-len(first.density) // max_frames))
+    shown = first.shown(max_frames)
     space = Space(levels, atoms, tuple(repeat), points, (0.2,), corners=0)
     fig = _figure(runs, shown, space)
     return fig.update_layout(height=560, margin_b=90)
@@ -131,7 +131,7 @@ def isosurface_film(
 def _figure(runs: Mapping[str, Run], shown: Sequence[int], space: Space) -> go.Figure:
     """Scenes of the first of the frames, and all frames of a film."""
     first, *_ = runs.values()
-    if len(space.repeat) != 3 or min(space.repeat) < 1 or space.points < 4:
+    if len(space.repeat) != 3 or min(space.repeat) < 1 or not space.points >= 4:
         problem = f"repeat={space.repeat}, points={space.points}"
         raise ShapeError(f"{problem}; pass three numbers of cells, and 4 points or more")
     space = space._replace(levels=_levels(first, shown[0], space))
@@ -190,7 +190,7 @@ def _levels(run: Run, frame: int, space: Space) -> NDArray[np.float64]:
     field = resample(run.finite_field(frame), space.grid(run))
     if space.levels is None:
         return default_levels(field, run.signed, space.shares)
-    levels = np.sort(np.atleast_1d(np.asarray(space.levels, float)))
+    levels = np.sort(as_floats(space.levels, "levels"), axis=None)
     if not (levels.size and field.min() < levels[0] and levels[-1] < field.max()):
         ends = f"{field.min():.3g} to {field.max():.3g}"
         raise ShapeError(f"no point has the level {levels}; choose from {ends} per Å³")

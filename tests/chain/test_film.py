@@ -25,6 +25,12 @@ def test_curve_film() -> None:
     (slider,) = fig.layout.sliders
     assert [step.label for step in slider.steps] == ["1", "2.5", "4"]
     assert (slider.currentvalue.prefix, slider.currentvalue.suffix) == ("R = ", " bohr")
-    for wrong in ({"a": rows[:2]}, {"a": rows[:, :4]}):
+    for wrong in ({"a": rows[:2]}, {"a": rows[:, :4]}, {"a": 1.0}):
         with pytest.raises(ShapeError, match="a has shape"):
             curve_film(x, wrong, values)
+    with pytest.raises(ShapeError, match="nuclei has shape"):
+        curve_film(x, curves, values, markers={"nuclei": 3.0})
+    with pytest.raises(ShapeError, match="at least one curve"):
+        curve_film(x, {}, values)
+    with pytest.raises(ShapeError, match="values: .*'now'"):
+        curve_film(x, curves, ["now", "soon", "later"])

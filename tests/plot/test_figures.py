@@ -30,6 +30,7 @@ from densitykit.plot import (
     structure_factor_figure,
     training_figure,
 )
+from densitykit.plot.explore import compare
 from densitykit.plot.planes import grid_plane, lattice_plane
 from densitykit.plot.volume import contour
 from experiments.report import write_report
@@ -529,7 +530,7 @@ def test_names_are_imported_when_used() -> None:
         (lambda f: film_figure(f, cell=[1, 0, 1]), ["no volume"]),
         (lambda f: film_figure(f, cell=np.stack([np.eye(3)] * 3)), ["(3, 3, 3)", "each frame"]),
         (lambda f: slice_figure(xr.Dataset({"rho": 1})), ["no variable 'density'"]),
-        (lambda f: plot.plane(f[0], (0, 0, 0)), ["hkl is [0, 0, 0]"]),
+        (lambda f: plot.plane(f[0], (0, 0, 0)), ["hkl is [0.0, 0.0, 0.0]", "not all 0"]),
         (lambda f: plot.plane(f[0], (1, 0.5, 0)), ["hkl", "integers"]),
         (lambda f: plot.plane(f[0], (1, 1, 0), through=(1, 2)), ["[1.0, 2.0]", "point"]),
         (lambda f: isosurface(f[0] * np.nan), ["not finite"]),
@@ -549,14 +550,27 @@ def test_names_are_imported_when_used() -> None:
         (lambda f: panels_figure({"a": f}, TIMES, []), ["picks []"]),
         (lambda f: series_figure(TIMES, {"a": [1, 2]}, ""), ["a has shape (2,)", "(5,)"]),
         (lambda f: series_figure(TIMES, {"a": [TIMES] * 2}, ""), ["(2, 5)", "(mean, low, high)"]),
-        (lambda f: error_figure(TIMES, {"a": (TIMES, [1], [2])}), ["a:", "one length"]),
+        (lambda f: error_figure(TIMES, {"a": (TIMES, [1], [2])}), ["a:", "inhomogeneous"]),
         (lambda f: error_figure(f, {"a": TIMES}), ["abscissa (5, 4, 6, 8)"]),
         (lambda f: distribution_figure({"a": [1.0]}, [0.0]), ["centres", "two bins"]),
         (lambda f: training_figure([]), ["no rows"]),
+        (lambda f: training_figure([{"loss": 1.0}]), ["no column 'step'", "loss"]),
+        (lambda f: film_figure(f, max_frames=0), ["max_frames=0", "1 or more"]),
+        (lambda f: plot.isosurface_film(f, max_frames=-1), ["max_frames=-1"]),
+        (lambda f: film_figure(f, times=["a"] * 5), ["times", "'a'"]),
+        (lambda f: film_figure("run.zarr"), ["dk.open_trajectory"]),
+        (lambda f: slice_figure(f, [0, 1]), ["axis [0, 1]"]),
+        (lambda f: slice_figure(f, index=2.5), ["no plane 2.5"]),
+        (lambda f: slice_figure(f, index="middle"), ["no plane middle"]),
+        (lambda f: slice_figure([f[0], f[0, :3]]), ["density:", "array of numbers"]),
+        (lambda f: plot.plane(f, (1, 1, 1), through="atom"), ["through:", "'atom'"]),
+        (lambda f: isosurface(f, ["high"]), ["levels:", "'high'"]),
+        (lambda f: series_figure(TIMES, TIMES, ""), ["ndarray", "mapping"]),
+        (lambda f: compare(f, f, names=("a", "a")), ["names", "two"]),
         (lambda f: training_figure([{"step": 0, "loss": 1.0}], ["los"]), ["'los'", "loss"]),
     ],
 )
-def test_wrong_shapes_are_named(fields: np.ndarray, call: Callable, parts: list[str]) -> None:
+def test_what_does_not_fit_is_named(fields: np.ndarray, call: Callable, parts: list[str]) -> None:
     with pytest.raises(ShapeError) as caught:
         call(fields)
     for part in parts:
@@ -607,7 +621,7 @@ def test_structure_factor_bands() -> None:
     same(band.x, [*q, *q[::-1]])
     same(band.y, [*(mean + 0.2), *(mean - 0.05)[::-1]])
     assert band.showlegend is False and band.legendgroup == truth.name
-    assert band.fillcolor == "rgba(51, 51, 51, 0.2)"
+    assert (band.fillcolor, band.opacity) == (TRUTH, 0.2)
     same(truth.x, q)
     same(model.y, 2 * mean)
     assert truth.mode == model.mode == "lines+markers"

@@ -157,10 +157,7 @@ class ResidualNet(nn.Module):
     """
 
     def __init__(
-        self,
-        widths: tuple[int, ...] = (48, 96),
-        blocks: tuple[int, ...] = (2, 3),
-        patch: int = 2,
+        self, widths: tuple[int, ...] = (48, 96), blocks: tuple[int, ...] = (2, 3), patch: int = 2
     ) -> None:
         super().__init__()
         self.net = UNet(3, 1, tuple(widths), tuple(blocks), patch)
