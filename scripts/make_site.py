@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,11 @@ def gather(source: Path) -> None:
     for page in source.rglob("*.md"):
         page.write_text(_with_links(page, source))
     (source / "notebooks").mkdir()
-    (source / "gallery").mkdir()
+    (source / "_static" / "gallery").mkdir(parents=True)
     entries = [_lesson(path, source) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-    (source / "gallery.md").write_text("# Gallery\n\n" + "\n".join(filter(None, entries)))
+    grid = '<div style="display: flex; flex-wrap: wrap; gap: 2rem; align-items: flex-end">'
+    gallery = "\n".join(["# Gallery", "", grid, *filter(None, entries), "</div>", ""])
+    (source / "gallery.md").write_text(gallery)
     modules = [_module(path, source) for path in sorted((ROOT / "densitykit").rglob("*.py"))]
     names = "\n".join(sorted(filter(None, modules)))
     (source / "api.md").write_text(
@@ -46,14 +49,22 @@ def gather(source: Path) -> None:
     cite = (ROOT / "CITATION.cff").read_text()
     (source / "cite.md").write_text(f"# How to cite\n\n```yaml\n{cite}```\n")
     shutil.copy(ROOT / "docs" / "site" / "index.md", source / "index.md")
-    (source / "_static").mkdir()
     (source / "_static" / "plotly.min.js").write_text(_plotly())
+    _copy_mathjax(source / "_static" / "mathjax")
 
 
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()
+
+
+def _copy_mathjax(out: Path) -> None:
+    """What pages with equations need, so that they need no network."""
+    files = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
+    for folder in ("output/chtml/fonts", "input/tex/extensions"):
+        shutil.copytree(files / folder, out / folder)
+    shutil.copy(files / "tex-chtml.js", out)
 
 
 def _with_links(page: Path, source: Path) -> str:
@@ -90,11 +101,11 @@ def _lesson(path: Path, source: Path) -> str | None:
     (source / "notebooks" / path.name).write_text(json.dumps(notebook))
     if picture is None:
         return None
-    image = source / "gallery" / f"{path.stem}.jpg"
+    image = source / "_static" / "gallery" / f"{path.stem}.jpg"
     image.write_bytes(base64.b64decode(picture))
     title = "".join(notebook["cells"][0]["source"]).splitlines()[0].lstrip("# ")
-    link = f"(notebooks/{path.name})"
-    return f"[![{title}](gallery/{path.stem}.jpg){{width=360px}}]{link}\n\n[{title}]{link}\n"
+    shown = f'<img src="_static/gallery/{path.stem}.jpg" alt=""><br>{title}'
+    return f'<a href="notebooks/{path.stem}.html" style="width: 13rem">{shown}</a>'
 
 
 def _module(path: Path, source: Path) -> str | None:

@@ -1,12 +1,14 @@
 """Pictures of figures, to be looked at: python scripts/screenshots.py FOLDER [NAME ...]
 
 Surfaces of lithium and of a difference in ethane, with atoms, a (111) plane of aluminium, the same
-crystal in a hexagonal cell, drawn as it is, and the figures of the explorer. Needs kaleido and a
-Chromium browser.
+crystal in a hexagonal cell, drawn as it is, and the figures of the explorer; pages of the site, on
+a screen of 1280 x 720, where `make docs` has built it. Needs kaleido and a Chromium browser.
 """
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import sys
 from itertools import product
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from choreographer import Browser
 
 from densitykit import plot
 from densitykit.io.reader import open_trajectory
@@ -21,7 +24,16 @@ from densitykit.models.nuclear.superposition import superposed
 from densitykit.plot.explore import compare, explore
 from densitykit.plot.planes import values_at
 
-DATA = Path(__file__).parents[1] / "data"
+ROOT = Path(__file__).parents[1]
+DATA, SITE = ROOT / "data", ROOT / "build" / "site"
+#: pages of the site, and what is brought to the middle of the screen
+PAGES = {
+    "site-front": ("index.html", "h1"),
+    "site-gallery": ("gallery.html", "h1"),
+    "site-lesson": ("notebooks/04_looking.html", ".js-plotly-plot"),
+    "site-equations": ("notebooks/14_electrons_in_time.html", "mjx-container[display]"),
+    "site-module": ("api/densitykit.plot.slices.html", "dl"),
+}
 
 
 def hexagonal(run: xr.Dataset) -> xr.Dataset:
@@ -45,6 +57,27 @@ def hexagonal(run: xr.Dataset) -> xr.Dataset:
     )
 
 
+async def photograph(names: list[str], out: Path) -> None:
+    """Pages of the site, as a reader with a small screen sees them."""
+    async with Browser(headless=True) as browser:
+        tab = await browser.create_tab()
+        screen = dict(width=1280, height=720, deviceScaleFactor=2, mobile=False)
+        await tab.send_command("Emulation.setDeviceMetricsOverride", screen)
+        for name in names:
+            page, middle = PAGES[name]
+            await tab.send_command("Page.navigate", {"url": (SITE / page).as_uri()})
+            found = f"document.querySelector('{middle}')"
+            look = f"!!{found} && ({found}.scrollIntoView({{block: 'center'}}), true)"
+            for _ in range(60):  # until equations and figures are there
+                await asyncio.sleep(1)
+                reply = await tab.send_command("Runtime.evaluate", {"expression": look})
+                if reply["result"]["result"]["value"]:
+                    break
+            await asyncio.sleep(2)
+            reply = await tab.send_command("Page.captureScreenshot", {"format": "png"})
+            (out / f"{name}.png").write_bytes(base64.b64decode(reply["result"]["data"]))
+
+
 def main() -> None:
     lithium = open_trajectory(DATA / "lithium-800K.zarr" / "run-2")
     aluminium = open_trajectory(DATA / "aluminium.zarr" / "32-300K")
@@ -63,8 +96,11 @@ def main() -> None:
     }
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
-    for name in sys.argv[2:] or wanted:
+    names = sys.argv[2:] or [*wanted, *(PAGES if SITE.exists() else [])]
+    for name in set(names) & set(wanted):
         wanted[name]().write_image(out / f"{name}.png", scale=2)
+    if pages := [name for name in names if name in PAGES]:
+        asyncio.run(photograph(pages, out))
 
 
 if __name__ == "__main__":

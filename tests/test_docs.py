@@ -84,10 +84,11 @@ def cheap_fences(page: Path) -> list[str]:
 
 
 @pytest.mark.skipif(not (BIN / "activate").exists(), reason="not in a virtual environment")
-@pytest.mark.parametrize("page", ["README.md", "docs/your-own-data.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/your-own-data.md", "docs/teaching.md"])
 def test_cheap_commands_run_as_printed(page: str, tmp_path: Path) -> None:
     """In a folder like a clone, or with a run of one's own; the environment is not active."""
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    for folder in ("data", "notebooks", "scripts"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     path = os.environ["PATH"].replace(f"{BIN}:", "")
     if page != "README.md":

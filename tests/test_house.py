@@ -40,6 +40,7 @@ CONDA_NAMES = {
     "dask": "dask-core",
     "lightning-fabric": None,
     "sphericart": None,
+    "sphinx-mathjax-offline": None,
     "kaleido": "python-kaleido",
     "tblite": "tblite-python",
 }

@@ -10,6 +10,7 @@ copyright = author
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 myst_enable_extensions = ["amsmath", "attrs_inline", "dollarmath"]
 myst_heading_anchors = 3
+mathjax_path = "mathjax/tex-chtml.js"  # no network
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 default_role = "code"
