@@ -10,30 +10,27 @@ __all__ = ["count", "fraction", "keepbits", "non_negative", "positive", "positiv
 __all__ += ["batch", "frames", "processes"]
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not in {low}..{high}")
-        return value
-
-    return parse
-
-
-def _real(accepts: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
+def _number(
+    kind: Callable[[str], float], name: str, accepts: Callable[[float], bool], wanted: str
+) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
-            value = float(text)
+            value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is no {name}") from None
         if not (math.isfinite(value) and accepts(value)):
             raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
         return value
 
     return parse
+
+
+def _integer(low: int, high: int) -> Callable[[str], float]:
+    return _number(int, "whole number", lambda x: low <= x <= high, f"in {low}..{high}")
+
+
+def _real(accepts: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
+    return _number(float, "number", accepts, wanted)
 
 
 #: frames, steps, sizes: far beyond what a machine can do, and within what every library can count

@@ -1,4 +1,4 @@
-"""Chunks that a writer encodes itself are those that zarr would have written."""
+"""Chunks that we encode and decode ourselves are those of zarr."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
-from densitykit.io.durable import chunk_file, chunk_writer
+from densitykit.errors import TrajectoryError
+from densitykit.io.durable import _read_chunk, chunk_file, chunk_writer, read
 
 CODECS = {
     "small": [ZstdCodec(), Crc32cCodec()],
@@ -37,3 +38,42 @@ def test_bytes_are_those_of_zarr(tmp_path: Path, codecs: list, dtype: str) -> No
             assert chunk_file(ours, start).read_bytes() == chunk_file(theirs, start).read_bytes()
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "a")[:], values)
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", ">f4"])
+@pytest.mark.parametrize("codecs", CODECS.values(), ids=CODECS)
+def test_values_are_those_of_zarr(tmp_path: Path, codecs: list, dtype: str) -> None:
+    options = {"shape": (4, 5, 3), "chunks": (1, 5, 3), "dtype": dtype, "compressors": codecs}
+    options |= {"chunk_key_encoding": {"name": "default", "separator": "."}}
+    array = zarr.create_array(tmp_path / "a", dimension_names=["time", "y", "z"], **options)
+    array[:3] = np.random.default_rng(0).normal(size=(3, 5, 3))
+    for key in [(1,), (2, slice(1, 4), slice(None)), (np.int64(0), slice(None), slice(0, 3, 2))]:
+        values = read(array, *key)
+        np.testing.assert_array_equal(values, array[key])
+        assert values.dtype == array[key].dtype
+        assert values.flags.writeable
+        ours = codecs != CODECS["strange"] and dtype != ">f4"
+        assert (_read_chunk(array, key) is not None) == ours
+    for key in [(3,), (slice(0, 2),), (np.array([0, 2]), slice(None), slice(None)), (0, 1)]:
+        assert _read_chunk(array, key) is None  # not there, or not whole
+
+
+def test_a_chunk_of_another_size_is_refused(tmp_path: Path) -> None:
+    names, options = (
+        ["time", "y", "z"],
+        {"chunk_key_encoding": {"name": "default", "separator": "."}},
+    )
+    for name, n in (("a", 3), ("b", 2)):
+        array = zarr.create_array(
+            tmp_path / name,
+            shape=(2, 5, n),
+            chunks=(1, 5, n),
+            dtype="float32",
+            dimension_names=names,
+            **options,
+        )
+        array[:] = 1.0
+    other, array = (zarr.open_array(tmp_path / name) for name in ("b", "a"))
+    chunk_file(array, 1).write_bytes(chunk_file(other, 1).read_bytes())
+    with pytest.raises(TrajectoryError, match=r"frame 1.*cannot be decoded"):
+        read(array, 1)
