@@ -296,7 +296,8 @@ class _Frames:
     """Densities of a run by frame, float32, the last used of them kept in memory.
 
     A run that fits into the budget is read in blocks, which costs a store of shards a tenth of
-    single frames; of a longer one only what is asked for is read.
+    single frames; of a longer one only what is asked for is read. They lie in one block of memory:
+    frames allocated one by one between what is thrown away cost several times their size.
     """
 
     def __init__(self, density: xr.DataArray, source: str, budget: int) -> None:
@@ -306,13 +307,14 @@ class _Frames:
         self.grid = tuple(density.shape[1:])
         self.room = max(1, int(budget // (4 * np.prod(self.grid))))
         self.block = _BLOCK if len(density) <= self.room else 1
-        self.kept: OrderedDict[int, Tensor] = OrderedDict()
+        self.kept: OrderedDict[int, int] = OrderedDict()  # frame: place
+        self.memory = torch.empty((min(self.room, len(density)), *self.grid))
 
     def __getitem__(self, frame: int) -> Tensor:
         if frame not in self.kept:
             self._read(frame - frame % self.block)
         self.kept.move_to_end(frame)
-        return self.kept[frame]
+        return self.memory[self.kept[frame]].clone()
 
     def _read(self, start: int) -> None:
         """Read a block, look for values that are no density, make room for it."""
@@ -324,9 +326,9 @@ class _Frames:
                     f"run `densitykit validate {self.source}`, mend or drop the frame, or clip "
                     "small negative values with `densitykit convert --clip`"
                 )
-            self.kept[frame] = torch.from_numpy(values)
-        while len(self.kept) > self.room:
-            self.kept.popitem(last=False)
+            full = len(self.kept) == len(self.memory)
+            self.kept[frame] = self.kept.popitem(last=False)[1] if full else len(self.kept)
+            self.memory[self.kept[frame]] = torch.from_numpy(values)
 
 
 def load_windows(
