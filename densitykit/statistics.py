@@ -10,18 +10,15 @@ these are resampled. Models trained from several seeds are compared seed by seed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 import scipy.fft
 import xarray as xr
-from scipy.stats import t as student
 
 from densitykit.errors import ShapeError
 
 __all__ = ["block_bootstrap", "block_means", "decorrelation_time", "over_segments"]
-__all__ += ["paired_ratios"]
 
 
 def over_segments(
@@ -155,35 +152,3 @@ def block_means(
     cumulative = np.cumsum(ring, axis=0)
     blocks = (cumulative[block:] - cumulative[:-block]) / block
     return blocks[starts].mean(axis=1)
-
-
-def paired_ratios(
-    rows: pd.DataFrame, base: str, within: Sequence[str] = ("seed",)
-) -> pd.DataFrame:
-    """Mean ratio of each metric of variants to that of one of them, seed by seed.
-
-    Parameters
-    ----------
-    rows
-        Columns variant, metric, value and those of ``within``, whose values make the pairs.
-    base
-        The variant to divide by.
-    within
-        See above.
-
-    Returns
-    -------
-    pd.DataFrame
-        Rows (variant, metric, ratio, low, high, seeds): the geometric mean of the ratios and its
-        95 % interval from Student's t in ln ratio; NaN with one seed.
-    """
-    table = rows.pivot_table("value", [*within], ["variant", "metric"], sort=False)
-    found = []
-    for variant, metric in table.drop(columns=base, level="variant").columns:
-        if (base, metric) not in table:
-            continue
-        log = np.log(table[variant, metric] / table[base, metric]).dropna()
-        mean, n = log.mean(), len(log)
-        half = student.ppf(0.975, n - 1) * log.std() / np.sqrt(n) if n > 1 else np.nan
-        found.append((variant, metric, *np.exp([mean, mean - half, mean + half]), n))
-    return pd.DataFrame(found, columns=["variant", "metric", "ratio", "low", "high", "seeds"])

@@ -30,10 +30,9 @@ from densitykit.data.windows import Window, Windows, load_windows
 from densitykit.models import FieldEmulator, LatentDiffusion, SurrogateUNet, load_model
 from densitykit.models.base import FieldState
 from densitykit.models.checkpoint import read_arguments
-from densitykit.statistics import paired_ratios
 from densitykit.training import copy_autoencoder, train, train_latent_diffusion
 from experiments.arguments import ablation_parser, run_script
-from experiments.report import run_missing
+from experiments.report import paired_ratios, run_missing
 
 __all__ = ["VARIANTS", "Latent", "Plain", "run_ablations"]
 

@@ -1,4 +1,7 @@
-"""Results on disk: a self-contained HTML page, readable without a network, and tidy rows."""
+"""Results on disk: a self-contained HTML page, readable without a network, and tidy rows.
+
+Models trained from several seeds are compared seed by seed (`paired_ratios`).
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
+from scipy.stats import t as student
 
 from densitykit import __version__
 
-__all__ = ["run_missing", "merge_rows", "write_report"]
+__all__ = ["merge_rows", "paired_ratios", "run_missing", "write_report"]
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -144,3 +149,35 @@ def _section(number: int, heading: str, body: str, figure: go.Figure | None) -> 
     drawing = "" if figure is None else figure.to_html(**options)
     head = f'<h2 id="s{number}">{html.escape(heading)}</h2>'
     return f"<section>{head}\n{body}\n{drawing}</section>"
+
+
+def paired_ratios(
+    rows: pd.DataFrame, base: str, within: Sequence[str] = ("seed",)
+) -> pd.DataFrame:
+    """Mean ratio of each metric of variants to that of one of them, seed by seed.
+
+    Parameters
+    ----------
+    rows
+        Columns variant, metric, value and those of ``within``, whose values make the pairs.
+    base
+        The variant to divide by.
+    within
+        See above.
+
+    Returns
+    -------
+    pd.DataFrame
+        Rows (variant, metric, ratio, low, high, seeds): the geometric mean of the ratios and its
+        95 % interval from Student's t in ln ratio; NaN with one seed.
+    """
+    table = rows.pivot_table("value", [*within], ["variant", "metric"], sort=False)
+    found = []
+    for variant, metric in table.drop(columns=base, level="variant").columns:
+        if (base, metric) not in table:
+            continue
+        log = np.log(table[variant, metric] / table[base, metric]).dropna()
+        mean, n = log.mean(), len(log)
+        half = student.ppf(0.975, n - 1) * log.std() / np.sqrt(n) if n > 1 else np.nan
+        found.append((variant, metric, *np.exp([mean, mean - half, mean + half]), n))
+    return pd.DataFrame(found, columns=["variant", "metric", "ratio", "low", "high", "seeds"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 import xarray as xr
 
@@ -13,7 +12,6 @@ from densitykit.statistics import (
     block_means,
     decorrelation_time,
     over_segments,
-    paired_ratios,
 )
 
 # --- segments --------------------------------------------------------------------------------
@@ -159,35 +157,3 @@ def test_decorrelation_has_limits():
     for bad in (np.ones(3), np.full(20, np.nan)):
         with pytest.raises(ShapeError, match="4 or more finite"):
             decorrelation_time(bad)
-
-
-# --- ratios, seed by seed ---------------------------------------------------------------------
-
-
-def ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    return paired_ratios(rows, "no sJSD", ["seed", "steps"])
-
-
-def rows_of(values):
-    """Rows of one metric from {variant: one value a seed}."""
-    rows = [(v, s, 10, "l2", x) for v, xs in values.items() for s, x in enumerate(xs)]
-    return pd.DataFrame(rows, columns=["variant", "seed", "steps", "metric", "value"])
-
-
-def test_ratios_are_paired_by_seed():
-    """The same ratio for every seed is certain, however much seeds differ."""
-    table = ratios(rows_of({"no sJSD": [1.0, 2.0, 9.0], "value": [0.5, 1.0, 4.5]}))
-    assert table.variant.tolist() == ["value"] and table.seeds.tolist() == [3]
-    np.testing.assert_allclose(table[["ratio", "low", "high"]], 0.5, rtol=1e-12)
-
-
-def test_the_interval_is_that_of_student():
-    """ln ratios 0 and 2: mean 1, standard error 1, and t(0.975, 1) = 12.706."""
-    table = ratios(rows_of({"no sJSD": [1.0, 1.0], "spatial": [1.0, np.exp(2.0)]}))
-    found = np.log(table[["ratio", "low", "high"]].values[0])
-    np.testing.assert_allclose(found, [1, 1 - 12.7062, 1 + 12.7062], rtol=1e-5)
-
-
-def test_one_seed_has_no_interval():
-    table = ratios(rows_of({"no sJSD": [1.0], "spatial": [2.0]}))
-    assert table.ratio[0] == pytest.approx(2.0) and np.isnan(table.low[0])

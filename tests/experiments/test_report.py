@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.report import merge_rows, run_missing
+from experiments.report import merge_rows, paired_ratios, run_missing
 
 
 def test_rows_of_one_key_are_replaced(tmp_path: Path) -> None:
@@ -41,3 +42,35 @@ def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
     assert made == [*wanted[:2], ("a", 7)] and list(rows) == columns
     assert rows.values.tolist() == [["a", 0, 0.0], ["a", 7, 7.0], ["b", 0, 0.0]]
     assert run_missing(tmp_path / "none.csv", columns, columns[:2], [], make).empty
+
+
+# --- ratios, seed by seed ---------------------------------------------------------------------
+
+
+def ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    return paired_ratios(rows, "no sJSD", ["seed", "steps"])
+
+
+def rows_of(values):
+    """Rows of one metric from {variant: one value a seed}."""
+    rows = [(v, s, 10, "l2", x) for v, xs in values.items() for s, x in enumerate(xs)]
+    return pd.DataFrame(rows, columns=["variant", "seed", "steps", "metric", "value"])
+
+
+def test_ratios_are_paired_by_seed():
+    """The same ratio for every seed is certain, however much seeds differ."""
+    table = ratios(rows_of({"no sJSD": [1.0, 2.0, 9.0], "value": [0.5, 1.0, 4.5]}))
+    assert table.variant.tolist() == ["value"] and table.seeds.tolist() == [3]
+    np.testing.assert_allclose(table[["ratio", "low", "high"]], 0.5, rtol=1e-12)
+
+
+def test_the_interval_is_that_of_student():
+    """ln ratios 0 and 2: mean 1, standard error 1, and t(0.975, 1) = 12.706."""
+    table = ratios(rows_of({"no sJSD": [1.0, 1.0], "spatial": [1.0, np.exp(2.0)]}))
+    found = np.log(table[["ratio", "low", "high"]].values[0])
+    np.testing.assert_allclose(found, [1, 1 - 12.7062, 1 + 12.7062], rtol=1e-5)
+
+
+def test_one_seed_has_no_interval():
+    table = ratios(rows_of({"no sJSD": [1.0], "spatial": [2.0]}))
+    assert table.ratio[0] == pytest.approx(2.0) and np.isnan(table.low[0])
