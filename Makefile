@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
-FAST ?= 1
+FAST ?= 0
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -64,7 +64,7 @@ format: $(STAMP)  ## fix what can be fixed, and format
 	$(BIN)/ruff format
 
 notebooks: export DENSITYKIT_FAST := $(FAST)
-notebooks: $(STAMP)  ## run all notebooks in place (FAST=0: full size); keep outputs, not widget state
+notebooks: $(STAMP)  ## run notebooks in place at full size (FAST=1: fast); keep outputs, not widget state
 ifneq ($(NOTEBOOKS),)
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.store_widget_state=False \
