@@ -165,6 +165,7 @@ def solve_frame(engine: Espresso, frame) -> np.ndarray:
     return solve(engine, atoms)
 
 
+@pytest.mark.slow
 @needs_worker
 def test_bundled_lithium_is_reproduced(tmp_path) -> None:
     """The settings on the data card give the stored density, energy and forces."""

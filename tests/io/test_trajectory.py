@@ -982,7 +982,7 @@ def _keep_appending(path: Path, written: ctypes.c_int, extend: bool) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
-@pytest.mark.parametrize(("extend", "kills"), [(False, 25), (True, 8)])
+@pytest.mark.parametrize(("extend", "kills"), [(False, 10), (True, 5)])
 def test_sigkill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extend: bool, kills: int
 ) -> None:
