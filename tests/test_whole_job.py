@@ -95,6 +95,11 @@ def test_from_files_to_a_table(name: str, run, tmp_path: Path) -> None:
     run("train", "surrogate", store, tmp_path / "unet", *words, "--run-dir", tmp_path / "u")
     words += ["--autoencoder-steps", 2]
     run("train", "latent", store, tmp_path / "latent", *words, "--run-dir", tmp_path / "l")
+    emulators = [tmp_path / "unet", tmp_path / "latent"]
+    if len(set(kind.numbers)) > 1:
+        emulators.append(tmp_path / "nuclear")
+        words = ["--steps", 2, "--batch", 1, "--horizon", kind.horizon, "--threads", 1]
+        run("train", "nuclear", store, emulators[-1], *words, "--run-dir", tmp_path / "n")
     torch.set_num_threads(threads)
     words = ["--steps", 22, "--thermostat", 40]
     assert "23 frames" in run("rollout", tmp_path / "unet", store, film, *words)
@@ -103,6 +108,7 @@ def test_from_files_to_a_table(name: str, run, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.diff(rolled.time), kind.horizon)
     electrons = float(open_trajectory(store).n_electrons.mean())
     np.testing.assert_allclose(rolled.n_electrons, electrons, rtol=1e-3)
-    said = run("evaluate", store, tmp_path / "unet", tmp_path / "latent", "--rollouts", film)
-    for word in ("unet", "latent", "persistence", "one-step l2", "film", "value-sJSD"):
+    said = run("evaluate", store, *emulators, "--rollouts", film)
+    names = [path.name for path in emulators]
+    for word in (*names, "persistence", "one-step l2", "film", "value-sJSD"):
         assert word in said
