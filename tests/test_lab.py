@@ -264,7 +264,7 @@ async def _turn(page: Page, index: int) -> None:
             await asyncio.sleep(1)  # time for the page
             return before != await page.js(WIDGET.format(index=index))
 
-        await page.wait_for(moved, 30, f"{name} of the explorer of cell {index}")
+        await page.wait_for(moved, 120, f"{name} of the explorer of cell {index}")
 
 
 async def _look(page: Page, index: int) -> bool:
