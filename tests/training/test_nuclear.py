@@ -350,7 +350,9 @@ class Stop(Exception):
     pass
 
 
-def test_a_stopped_training_resumes_exactly(superposition, trained, tmp_path) -> None:
+def test_a_stopped_training_resumes_where_it_was(superposition, trained, tmp_path) -> None:
+    """The same to rounding: two threads do not add in the same order twice."""
+
     def stop() -> dict[str, float]:
         raise Stop
 
@@ -359,9 +361,11 @@ def test_a_stopped_training_resumes_exactly(superposition, trained, tmp_path) ->
     assert (tmp_path / "state.npz").exists()
     model, rows = train(superposition, tmp_path)
     expected_model, expected = trained
-    assert [row["loss"] for row in rows] == [row["loss"] for row in expected]
+    losses, others = ([row["loss"] for row in found] for found in (rows, expected))
+    np.testing.assert_allclose(losses, others, rtol=1e-4)
     weights, others = (m.residual_net.state_dict() for m in (model, expected_model))
-    assert all(torch.equal(weights[name], others[name]) for name in others)
+    for name in others:
+        torch.testing.assert_close(weights[name], others[name], rtol=1e-3, atol=1e-4)
 
 
 def test_settings_of_the_loss_are_kept(superposition, tmp_path) -> None:
