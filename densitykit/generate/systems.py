@@ -15,9 +15,9 @@ aluminium  EMT, at a(T)            PBE, GTH, plane waves, k-points  32, 108, 256
 
 All electrons of aluminium have one temperature, 2900 K, whatever that of the ions: else the map
 from atoms to density would not be one function. Its meshes of k-points are no coarser in any
-size than in the smallest: shifted 2 x 2 x 2 for 32 and 108 atoms, and for 256 the single point
-(1/2, 1/2, 1/2), onto which the mesh of 32 atoms folds exactly. So errors that grow with the size
-of the cell are those of the model.
+size than in the smallest: shifted 3 x 3 x 3 for 32 atoms and 2 x 2 x 2 for 108 are the same
+points, those of a shifted 6 x 6 x 6 mesh of the cubic cell; 2 x 2 x 2 for 256 is denser. So
+errors that grow with the size of the cell are those of the model.
 
 `generate` makes a set with one call, `convergence` the table of the errors of its settings.
 """
@@ -157,7 +157,7 @@ def _aluminium(size: int, temperature: float) -> System:
 
 
 def _aluminium_engine(size: int, cutoff: float = 20.0, mesh: int | None = None) -> Callable:
-    m = mesh or {32: 2, 108: 2, 256: 1}[size]
+    m = mesh or {32: 3, 108: 2, 256: 2}[size]
     k_points = {"k_points": (m, m, m), "shifted": True}
     return partial(plane_waves, cutoff, temperature=_ELECTRONS, **k_points)
 

@@ -66,13 +66,16 @@ def test_unknown_systems() -> None:
     assert not Path("nowhere.zarr").exists()
 
 
-def test_folded_k_points() -> None:
-    """The mesh of 32 atoms, in the twice as large reciprocal cell of theirs, is that of 256."""
-    half = {m: (np.arange(m) + 0.5) / m for m in (1, 2)}  # one axis of a shifted mesh
-    np.testing.assert_allclose((2 * half[2]) % 1, half[1].repeat(2))
-    for size, m in ((32, 2), (108, 2), (256, 1)):
+def test_meshes_of_k_points() -> None:
+    """Those of 32 and 108 atoms are one mesh of the cubic cell; that of 256 is no coarser."""
+    found = {}
+    for size, cells in ((32, 2), (108, 3), (256, 4)):
         settings = system("aluminium", size).engine.keywords
-        assert settings["k_points"] == (m, m, m) and settings["shifted"]
+        m, *_ = mesh = settings["k_points"]
+        assert mesh == (m, m, m) and settings["shifted"]
+        found[size] = np.sort([(i + 0.5) / m / cells for i in range(m * cells)])
+    np.testing.assert_allclose(found[32], found[108])
+    assert len(found[256]) >= len(found[32])
 
 
 @pytest.mark.parametrize("name", ["lithium", "sodium-chloride"])
