@@ -5,8 +5,6 @@ part     what
 ======== ==================================================================================
 table    the bundled map of each system on all test splits, beside superposed free atoms
 curve    maps from 5, 20 and 80 training snapshots, a few draws each
-mesh     aluminium at 600 K with a shifted 3x3x3 mesh of k-points, one test snapshot: the bundled
-         map, and the stored density (2x2x2), beside it; needs Quantum ESPRESSO
 ======== ==================================================================================
 
 Rows are tidy, a split, variant, number of snapshots and seed each: relative l1 and l2 error of the
@@ -24,15 +22,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import ase
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 from torch import nn
 
-from densitykit.generate.systems import plane_waves
-from densitykit.io.reader import open_split, open_splits
+from densitykit.io.reader import open_splits
 from densitykit.metrics import relative_l1, relative_l2
 from densitykit.models import load_model
 from densitykit.training.linear import atoms_of, default_recipe, fit_linear_density, free_atoms
@@ -107,22 +103,6 @@ def rows_of_curve(
                 yield labels | {"weights": n_weights(model)} | score(model, run)
 
 
-def rows_of_mesh(data: Path, checkpoints: Path) -> Iterator[dict[str, Any]]:
-    """The density of a snapshot with a mesh as dense as that of the larger cells."""
-    run = open_split(data / "aluminium.zarr", "test-32-600K").isel(time=[0])
-    atoms, stored = atoms_of(run, 0), run["density"].values.astype(float)
-    with plane_waves(20.0, temperature=2900.0, k_points=(3, 3, 3), shifted=True) as engine:
-        cell = {"cell": atoms.cell, "pbc": True}
-        engine.get_potential_energy(ase.Atoms(atoms.numbers, atoms.positions, **cell))
-        rho = engine.density(stored.shape[1:])[None]
-    dense = run.assign(density=(run["density"].dims, rho))
-    labels = {"system": "aluminium", "split": "test-32-600K, 3x3x3", "snapshots": 84, "seed": 0}
-    error = {"l1": float(relative_l1(stored, rho)[0]), "l2": float(relative_l2(stored, rho)[0])}
-    yield labels | {"variant": "2x2x2", "frames": 1} | error
-    model = load_model(checkpoints / "deep-density-aluminium")
-    yield labels | {"variant": "linear", "weights": n_weights(model)} | score(model, dense)
-
-
 def _drawn(run: xr.Dataset, n: int, seed: int) -> xr.Dataset:
     chosen = np.random.default_rng(seed).permutation(run.sizes["time"])[: max(n, 1)]
     return run.isel(time=np.sort(chosen))
@@ -135,7 +115,7 @@ def n_weights(model: nn.Module) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("parts", nargs="+", choices=("table", "curve", "mesh"))
+    parser.add_argument("parts", nargs="+", choices=("table", "curve"))
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("data/deep-density-3d"))
@@ -148,7 +128,6 @@ def main() -> None:
         rows = {
             "table": partial(rows_of_table, system, data, checkpoints),
             "curve": partial(rows_of_curve, system, data, arguments.seeds, arguments.snapshots),
-            "mesh": partial(rows_of_mesh, data, checkpoints),
         }
         for row in rows[part]():
             merge_rows(arguments.out / "results.csv", pd.DataFrame([row]), KEYS)
