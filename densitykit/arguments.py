@@ -25,7 +25,7 @@ def _number(
     return parse
 
 
-def _integer(low: int, high: int) -> Callable[[str], float]:
+def _integer(low: int, high: int) -> Callable[[str], int]:
     return _number(int, "whole number", lambda x: low <= x <= high, f"in {low}..{high}")
 
 

@@ -5,7 +5,7 @@ Romano 1992), which resamples blocks longer than the decorrelation time (`decorr
 end of the run is joined to its beginning, so that every frame is drawn as often as the others, and
 an interval lies around its value. What is no mean over frames, such as a time correlation or a
 diffusion coefficient, is computed for each of a few segments of the run (`over_segments`), and
-these are resampled. Models trained from several seeds are compared seed by seed (`paired_ratios`).
+these are resampled.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def main() -> None:
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     names = sys.argv[2:] or [*wanted, *(PAGES if SITE.exists() else [])]
-    for name in set(names) & set(wanted):
+    for name in (name for name in names if name not in PAGES):
         wanted[name]().write_image(out / f"{name}.png", scale=2)
     if pages := [name for name in names if name in PAGES]:
         asyncio.run(photograph(pages, out))

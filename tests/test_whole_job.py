@@ -93,12 +93,11 @@ def test_from_files_to_a_table(name: str, run, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     words = ["--steps", 2, "--batch", 1, "--horizon", kind.horizon, "--threads", 1]
     run("train", "surrogate", store, tmp_path / "unet", *words, "--run-dir", tmp_path / "u")
-    words += ["--autoencoder-steps", 2]
-    run("train", "latent", store, tmp_path / "latent", *words, "--run-dir", tmp_path / "l")
+    few = ["--autoencoder-steps", 2, "--run-dir", tmp_path / "l"]
+    run("train", "latent", store, tmp_path / "latent", *words, *few)
     emulators = [tmp_path / "unet", tmp_path / "latent"]
     if len(set(kind.numbers)) > 1:
         emulators.append(tmp_path / "nuclear")
-        words = ["--steps", 2, "--batch", 1, "--horizon", kind.horizon, "--threads", 1]
         run("train", "nuclear", store, emulators[-1], *words, "--run-dir", tmp_path / "n")
     torch.set_num_threads(threads)
     words = ["--steps", 22, "--thermostat", 40]

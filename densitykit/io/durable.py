@@ -102,10 +102,10 @@ def read(array: zarr.Array, *key: Any) -> NDArray:
     with suppress(Exception):  # every codec raises its own
         values = _read_chunk(array, key)
         if values is None:
-            some = any(isinstance(k, np.ndarray) for k in key)
-            values = array.oindex[key] if some else array[key]
-        some = values[..., :1] if values.ndim > 1 else values  # what is not there is NaN all over
-        if name != "density" or not np.isnan(some).any():
+            listed = any(isinstance(k, np.ndarray) for k in key)
+            values = array.oindex[key] if listed else array[key]
+        few = values[..., :1] if values.ndim > 1 else values  # what is not there is NaN all over
+        if name != "density" or not np.isnan(few).any():
             return values
     for i in map(int, np.arange(array.shape[0])[key[0]].reshape(-1)):
         file = chunk_file(array, i)

@@ -104,7 +104,7 @@ def free_atoms(run: xr.Dataset) -> dict[str, Any]:
 
 
 def _default_points(run: xr.Dataset) -> int:
-    return 600 if _is_soft(run) else 4000 if atoms_of(run, 0).periodic else 6000
+    return 3000 if _is_soft(run) else 4000 if atoms_of(run, 0).periodic else 6000
 
 
 def _is_soft(run: xr.Dataset) -> bool:
@@ -133,7 +133,7 @@ def fit_linear_density(
     recipe
         Arguments of `LinearDensity`: bases, surroundings, and free atoms if there are any.
     points
-        Drawn in a frame; default: 6000 of a molecule, 4000 of a liquid, 600 of a metal.
+        Drawn in a frame; default: 6000 of a molecule, 4000 of a liquid, 3000 of a metal.
     ridges
         Values of lambda to try, from the largest, relative to the weighted square of the density.
     members

@@ -59,18 +59,15 @@ def test_values_are_those_of_zarr(tmp_path: Path, codecs: list, dtype: str) -> N
 
 
 def test_a_chunk_of_another_size_is_refused(tmp_path: Path) -> None:
-    names, options = (
-        ["time", "y", "z"],
-        {"chunk_key_encoding": {"name": "default", "separator": "."}},
-    )
+    separated = {"name": "default", "separator": "."}
     for name, n in (("a", 3), ("b", 2)):
         array = zarr.create_array(
             tmp_path / name,
             shape=(2, 5, n),
             chunks=(1, 5, n),
             dtype="float32",
-            dimension_names=names,
-            **options,
+            dimension_names=["time", "y", "z"],
+            chunk_key_encoding=separated,
         )
         array[:] = 1.0
     other, array = (zarr.open_array(tmp_path / name) for name in ("b", "a"))
