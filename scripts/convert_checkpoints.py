@@ -1,4 +1,4 @@
-"""Give checkpoints of before the windows what they now say about their training data.
+"""Bring older checkpoints into the form of today.
 
     python scripts/convert_checkpoints.py DATA CHECKPOINT...
 
@@ -6,7 +6,7 @@ Emulators need the time between frames, the vectors between grid points and the 
 were trained on (`densitykit.models.base.Domain`). Those on the grid read them from the training
 split of the store, and their weights stay as they are. The nuclear emulator has them in its
 arguments; its form factors get an axis for the species. A checkpoint that says all this already
-is left alone.
+is left alone. Maps from atoms to density keep the axes of their products in single precision.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from densitykit.data.windows import Windows
 from densitykit.io.reader import open_split
 from densitykit.models.base import Domain
+from densitykit.models.checkpoint import _digest
 
 FIELDS = ("LatentDiffusion", "SurrogateUNet")
 
@@ -45,12 +48,26 @@ def convert_nuclear(arguments: dict, tensors: dict[str, Tensor]) -> tuple[dict, 
     return {"domain": domain, **old}, tensors | {"superposition.weights": weights}
 
 
+def convert_map(weights: Path) -> None:
+    """Round the axes of the products of a map, whose card is within the file."""
+    with safe_open(weights, "pt") as file:
+        card = file.metadata()["card"]
+    tensors = load_file(weights)
+    tensors |= {k: x.float() for k, x in tensors.items() if ".pairs_" in k}
+    weights.write_bytes(save(tensors, {"card": card, "sha256": _digest(card, save(tensors))}))
+
+
 def main() -> None:
     data, *checkpoints = sys.argv[1:]
     for path in checkpoints:
         card_path, weights_path = (Path(path).with_suffix(s) for s in (".json", ".safetensors"))
         card = json.loads(card_path.read_text())
         arguments = card["arguments"]
+        if any(
+            ".pairs_" in k and x.dtype is torch.float64 for k, x in load_file(weights_path).items()
+        ):
+            convert_map(weights_path)
+            print(weights_path)
         if "domain" in arguments:
             continue
         if card["model"] in FIELDS:

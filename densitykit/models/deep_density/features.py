@@ -106,7 +106,8 @@ class Surroundings(nn.Module):
         for l in range(self.out_l_max + 1):
             pairs = _products(few, l)
             centred = pairs - (pairs.mean(dim=0) if l == 0 else 0)
-            self._keep(f"pairs_{l}", _components(centred, self.products))
+            axes = _components(centred, self.products)
+            self._keep(f"pairs_{l}", axes.float())  # most of a checkpoint, and no matter
         for l in range(self.out_l_max + 1):
             blocks = self._blocks(expansions, few, l)
             means = [b.mean(dim=(0, 1)) if l == 0 else 0 * b.mean(dim=(0, 1)) for b in blocks]
@@ -122,7 +123,7 @@ class Surroundings(nn.Module):
 
     def _blocks(self, expansions: list[Tensor], few: list[Tensor], l: int) -> list[Tensor]:
         linear = [expansions[l] @ getattr(self, f"all_{l}")] if l < len(expansions) else []
-        return [*linear, _products(few, l) @ getattr(self, f"pairs_{l}")]
+        return [*linear, _products(few, l) @ getattr(self, f"pairs_{l}").double()]
 
     def forward(self, expansions: list[Tensor]) -> list[Tensor]:
         """Features, one tensor (centre, 2l + 1, K_l) for each l."""

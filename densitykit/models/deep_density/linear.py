@@ -127,7 +127,8 @@ class LinearDensity(nn.Module):
         for name, shape in (shapes or {}).items():
             owner, _, last = name.rpartition(".")
             module = self.get_submodule(owner)
-            module.register_buffer(last, torch.zeros(tuple(shape), dtype=torch.float64))
+            kind = torch.float32 if last.startswith("pairs_") else torch.float64
+            module.register_buffer(last, torch.zeros(tuple(shape), dtype=kind))
 
     def blocks(self, atoms: Atoms) -> list[Block]:
         """All functions of a configuration with their features, by species and l."""
