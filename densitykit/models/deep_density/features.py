@@ -107,7 +107,7 @@ class Surroundings(nn.Module):
             pairs = _products(few, l)
             centred = pairs - (pairs.mean(dim=0) if l == 0 else 0)
             axes = _components(centred, self.products)
-            self._keep(f"pairs_{l}", axes.float())  # most of a checkpoint, and no matter
+            self._keep(f"pairs_{l}", axes.float())  # most of a checkpoint; fitted as rounded
         for l in range(self.out_l_max + 1):
             blocks = self._blocks(expansions, few, l)
             means = [b.mean(dim=(0, 1)) if l == 0 else 0 * b.mean(dim=(0, 1)) for b in blocks]
