@@ -18,7 +18,7 @@ from pathlib import Path
 from ase import Atoms
 
 from densitykit.generate.snapshots import System, generate_snapshots
-from densitykit.generate.systems import plane_waves, systems
+from densitykit.generate.systems import systems
 from densitykit.io.reader import open_trajectory
 
 
@@ -42,8 +42,7 @@ def again(store: Path, run: str, mesh: int | None) -> System:
     if mesh is None:
         return system
     points = {"k_points": (mesh,) * 3 if mesh else None, "shifted": bool(mesh)}
-    *cutoff, engine = (*system.engine.args, system.engine.keywords | points)
-    return replace(system, engine=partial(plane_waves, *cutoff, **engine))
+    return replace(system, engine=partial(system.engine, **points))
 
 
 def main() -> None:

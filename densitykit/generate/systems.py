@@ -156,10 +156,10 @@ def _aluminium(size: int, temperature: float) -> System:
     )
 
 
-def _aluminium_engine(size: int, cutoff: float = 20.0, mesh: int | None = None) -> Callable:
-    m = mesh or {32: 3, 108: 2, 256: 2}[size]
+def _aluminium_engine(size: int) -> Callable:
+    m = {32: 3, 108: 2, 256: 2}[size]
     k_points = {"k_points": (m, m, m), "shifted": True}
-    return partial(plane_waves, cutoff, temperature=_ELECTRONS, **k_points)
+    return partial(plane_waves, 20.0, temperature=_ELECTRONS, **k_points)
 
 
 def systems(
