@@ -9,7 +9,9 @@ For each checkpoint, all beside the independent test run and its statistical int
   run, to tell what a model gets wrong from what 5 ps of a thermostat leave to chance;
 * `10 ps, matched, fast`: so, too, with one force a step instead of two, in single precision;
 * `last 10 ps of 100`: the end of one long rollout;
-* `ensemble`: error, spread and CRPS against lead time.
+* `ensemble`: error, spread and CRPS against lead time;
+* `ensemble, uncertain forces`: the same where each member errs in its forces as the field does on
+  the validation run (`densitykit.generate.film.UncertainForces`).
 
 One row per (model, part, seed, metric) goes to a CSV file that notebooks only read. What is there
 is not computed again, so the examination may be killed and given again, and grows with its
@@ -27,8 +29,9 @@ import pandas as pd
 
 from densitykit.assess import assess_rollout, ensemble_scores, one_step_table
 from densitykit.data.windows import load_windows
+from densitykit.generate.film import UncertainForces, force_error
 from densitykit.io.reader import open_split, open_trajectory
-from densitykit.models import Emulator, FieldEmulator, load_model
+from densitykit.models import Emulator, FieldEmulator, NuclearEmulator, load_model
 from densitykit.rollout import Thermostat, rollout
 from experiments.arguments import run_script
 from experiments.report import run_missing
@@ -38,6 +41,7 @@ __all__ = ["run_long_rollouts"]
 PARTS = (
     "one step",
     "ensemble",
+    "ensemble, uncertain forces",
     "10 ps",
     "10 ps, matched",
     "10 ps, matched, fast",
@@ -100,8 +104,9 @@ def run_long_rollouts(
 
 
 def _applies(part: str, checkpoint: Path) -> bool:
-    """Only an emulator with a temperature of its own can be set to another one."""
-    return "matched" not in part or hasattr(load_model(checkpoint), "temperature")
+    """Only an emulator with nuclei has a temperature of its own, and forces."""
+    nuclear = "matched" in part or "forces" in part
+    return not nuclear or isinstance(load_model(checkpoint), NuclearEmulator)
 
 
 def _examined(
@@ -119,7 +124,11 @@ def _examined(
         emulator.force_field.float()
     if isinstance(emulator, FieldEmulator):
         emulator = Thermostat(emulator, load_windows(data, "train", **options), TAU)
-    if part == "ensemble":
+    if part.endswith("uncertain forces"):
+        known = force_error(emulator.force_field, open_split(data, "validation").load())
+        each = emulator.horizon / emulator.substeps
+        emulator.force_field = UncertainForces(emulator.force_field, *known, each, seed)
+    if part.startswith("ensemble"):
         scores = ensemble_scores(emulator, test, **ENSEMBLE)
         # members of a map without random numbers are all the same
         return scores.groupby(["metric", "lead"], as_index=False)["value"].mean()

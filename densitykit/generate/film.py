@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import xarray as xr
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.calculator import get_calculator_class as ase_calculator
@@ -34,7 +35,14 @@ from densitykit.models.deep_density.linear import Atoms as Configuration
 from densitykit.models.deep_density.predict import boxed, grid_of, too_close
 from densitykit.units import SYMBOLS
 
-__all__ = ["CalculatorForces", "Film", "film", "force_field"]
+__all__ = [
+    "CalculatorForces",
+    "Film",
+    "UncertainForces",
+    "film",
+    "force_error",
+    "force_field",
+]
 
 
 class Film(Calculator):
@@ -125,6 +133,79 @@ class CalculatorForces:
         atoms = (Atoms(z, x, cell=a, pbc=True) for x, a in members)
         forces = np.stack([self.calculator.get_forces(some) for some in atoms])
         return torch.from_numpy(forces).to(positions)
+
+
+class UncertainForces(torch.nn.Module):
+    r"""Forces with the error that a field is known to have: each member of an ensemble its own.
+
+    .. math:: F = F_0 + \xi, \qquad
+       \langle \xi(t)\, \xi(t') \rangle = \sigma^2 e^{-|t - t'| / \tau} ,
+
+    independent for all components but for their sum over nuclei, which is zero. An error of forces
+    is a function of the surroundings, so it lasts as long as these do.
+
+    Parameters
+    ----------
+    field
+        With ``forces(positions, cell, numbers)``, such as the ``force_field`` of an emulator.
+    error, memory
+        sigma in eV/angstrom and tau in fs, see :func:`force_error`.
+    interval
+        Time in fs between two evaluations: horizon over substeps.
+    seed
+        Of the errors.
+    """
+
+    def __init__(
+        self, field: Any, error: float, memory: float, interval: float, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.field, self.error, self.kept = field, error, float(np.exp(-interval / memory))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.noise = torch.zeros(0)
+
+    def forces(
+        self, positions: torch.Tensor, cell: torch.Tensor, numbers: torch.Tensor
+    ) -> torch.Tensor:
+        """Forces in eV/angstrom, (B, N, 3); each call is one interval later."""
+        right = self.field.forces(positions, cell, numbers)
+        fresh = self.error * torch.randn(
+            right.shape, generator=self.generator, dtype=torch.float64
+        )
+        fresh = (fresh - fresh.mean(dim=1, keepdim=True)).to(right)
+        if self.noise.shape == fresh.shape:
+            fresh = self.kept * self.noise + (1 - self.kept**2) ** 0.5 * fresh
+        self.noise = fresh
+        return right + fresh
+
+
+@torch.no_grad()
+def force_error(field: Any, run: xr.Dataset) -> tuple[float, float]:
+    """Standard deviation and memory of what a field misses along a run it has not seen.
+
+    Parameters
+    ----------
+    field
+        See :class:`UncertainForces`.
+    run
+        Trajectory with positions, forces, numbers and a cell, close enough in time to see an error
+        change.
+
+    Returns
+    -------
+    tuple[float, float]
+        In eV/angstrom, and in fs: the integral of the correlation up to its first zero.
+    """
+    cell, z = (torch.from_numpy(run[k].values.copy()) for k in ("cell", "numbers"))
+    x = torch.from_numpy(run["positions"].values.astype(float))
+    guess = np.concatenate([field.forces(some, cell, z).cpu().numpy() for some in x.split(16)])
+    wrong = guess - run["forces"].values
+    wrong = wrong - wrong.mean(axis=1, keepdims=True)
+    spacing, longest = float(run["time"][1] - run["time"][0]), len(wrong) // 2
+    known = [(wrong[: len(wrong) - k] * wrong[k:]).mean() for k in range(longest)]
+    known = np.array(known) / known[0]
+    last = int(np.argmax(known <= 0)) or longest
+    return float(wrong.std()), spacing * float(known[:last].sum() - 0.5)
 
 
 class Learned(Calculator):

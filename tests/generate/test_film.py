@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import xarray as xr
 
 pytest.importorskip("ase", reason="needs densitykit[dft]")
 
@@ -18,7 +20,7 @@ from ase.md.velocitydistribution import thermalize_momenta
 from densitykit.cli import main
 from densitykit.errors import CheckpointError, GenerationError
 from densitykit.generate.dynamics import energy_drift
-from densitykit.generate.film import Film, film, force_field
+from densitykit.generate.film import Film, UncertainForces, film, force_error, force_field
 from densitykit.io.reader import open_trajectory
 from densitykit.io.validate import validate_trajectory
 from densitykit.models import load_model
@@ -141,3 +143,35 @@ def test_the_command(atoms, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["densitykit", *command])
     assert main() == 0
     assert "3 frames" in capsys.readouterr().out
+
+
+class Still:
+    """A field without forces."""
+
+    def forces(self, positions: torch.Tensor, cell: object, numbers: object) -> torch.Tensor:
+        return 0 * positions
+
+
+def test_uncertain_forces_have_the_error_and_the_memory_that_they_are_given() -> None:
+    field = UncertainForces(Still(), error=0.012, memory=24.0, interval=6.0, seed=1)
+    x = torch.zeros(1, 100, 3, dtype=torch.float64)
+    forces = torch.cat([field.forces(x, None, None) for _ in range(1500)]).numpy()
+    np.testing.assert_allclose(forces.sum(axis=1), 0, atol=1e-12)
+    run = xr.Dataset(
+        {
+            "positions": (("time", "atom", "cartesian"), np.zeros((1500, 100, 3))),
+            "forces": (("time", "atom", "cartesian"), forces),
+            "numbers": ("atom", np.full(100, 3)),
+            "cell": (("vector", "cartesian"), 9.0 * np.eye(3)),
+        },
+        {"time": 6.0 * np.arange(1500)},
+    )
+    error, memory = force_error(Still(), run)
+    assert error == pytest.approx(0.012 * (99 / 100) ** 0.5, rel=0.03)
+    assert memory == pytest.approx(24.0, rel=0.1)
+
+
+def test_members_of_an_ensemble_part_by_the_error_of_their_forces() -> None:
+    field = UncertainForces(Still(), error=0.1, memory=24.0, interval=6.0)
+    forces = field.forces(torch.zeros(3, 10, 3, dtype=torch.float64), None, None)
+    assert not torch.allclose(forces[0], forces[1])
