@@ -150,7 +150,7 @@ def fit_linear_density(
     dict
         What it is constructed with, for its checkpoint.
     list of dict
-        lambda and the validation error (relative l1) with it.
+        lambda and the validation error (relative l1) with it; the one that was taken comes last.
     """
     charges = _charges(training[0])
     model = LinearDensity(**recipe, charges=charges)
@@ -402,6 +402,7 @@ def _choose_ridge(
             break
         best = (error, ridge, weights)
     model.set_weights(best[2], blocks)
+    rows.append({"lambda": best[1], "validation_l1": best[0], "seconds": time.process_time()})
     return best[1], rows
 
 

@@ -136,6 +136,7 @@ def test_a_fit_finds_the_map_that_made_the_data(model: LinearDensity) -> None:
     options = {"points": 1500, "ridges": (1e-6, 1e-10), "progress": False}
     fitted, card, rows = fit_linear_density([train], [held_out], RECIPE, **options)
     assert rows[-1]["validation_l1"] < 1e-3
+    assert rows[-1]["validation_l1"] == min(row["validation_l1"] for row in rows)
     assert rows[-1]["validation_l1"] < rows[0]["validation_l1"]
     again = LinearDensity(**card)
     again.load_state_dict(fitted.state_dict())
