@@ -88,7 +88,8 @@ def default_recipe(run: xr.Dataset) -> dict[str, Any]:
         for z in species
     }
     radial = {"radial": "bessel", "n": 12, "l_max": 5, "products": 60}
-    radial = radial if soft else {"radial": "chebyshev", "n": 10, "products": 80}
+    many = {"radial": "chebyshev", "n": 10, "products": 110 if atoms.periodic else 80}
+    radial = radial if soft else many
     surroundings = {"cutoff": float(min(5.0 if soft else 4.5, limit))} | radial
     recipe = {"bases": bases, "surroundings": surroundings}
     return recipe | ({"free": free["free"]} if atoms.periodic else {})
