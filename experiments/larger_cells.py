@@ -49,7 +49,7 @@ __all__ = ["compressibility_limit", "copies"]
 KEYS = ["copies"]
 COLUMNS = [*KEYS, "atoms", "metric", "q", "value", "error"]
 REST_FS, LENGTH_FS, Q_MAX = 2_000.0, 10_000.0, 1.2
-DENSITIES, STRETCHES = 20, 10
+DENSITIES, STRETCHES = 10, 10
 
 
 def copies(model: NuclearEmulator, frame: xr.Dataset, n: int, seed: int = 0) -> NuclearState:
