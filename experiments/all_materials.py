@@ -265,10 +265,12 @@ def markdown(rows: pd.DataFrame) -> str:
     """The table in Markdown: a line each emulator of a material, mean +- standard error."""
     lines = ["| material | emulator | " + " | ".join(HEADINGS.values()) + " |"]
     lines.append("|---" * (2 + len(HEADINGS)) + "|")
-    for (material, emulator), found in rows.groupby(["material", "emulator"], sort=False):
+    for material, emulator in dict.fromkeys(piece[:2] for piece in wanted([0])):
+        found = rows[(rows["material"] == material) & (rows["emulator"] == emulator)]
         cells = [_cell(metric, found[found["metric"] == metric]["value"]) for metric in HEADINGS]
         name = emulator.removeprefix("lithium-").removeprefix("sodium-chloride-")
-        lines.append(f"| {material} | {name} | " + " | ".join(cells) + " |")
+        if len(found):
+            lines.append(f"| {material} | {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -276,9 +278,8 @@ def _cell(metric: str, values: pd.Series) -> str:
     values = values.dropna() * (100 if metric.startswith("one-step") else 1)
     if values.empty:
         return ""
-    if len(values) == 1:
-        return f"{values.iloc[0]:.3g}"
-    return f"{values.mean():.3g} +- {values.sem():.1g}"
+    mean = f"{values.mean():.0f}" if values.mean() >= 1000 else f"{values.mean():.3g}"
+    return mean if len(values) == 1 else f"{mean} +- {float(f'{values.sem():.1g}'):g}"
 
 
 def main() -> None:

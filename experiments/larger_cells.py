@@ -91,9 +91,19 @@ def watch(model: NuclearEmulator, state: NuclearState, seed: int = 0) -> pd.Data
     kelvin = kinetic_temperature(np.stack(speeds), masses)
     rows = [
         ("temperature, K", np.nan, kelvin.mean(), _error(kelvin)),
-        ("nuclei, microseconds an atom and step", np.nan, _each(seconds["nuclei"], atoms, k + 1)),
-        ("density, microseconds an atom", np.nan, _each(seconds["density"], atoms, DENSITIES)),
-        ("peak memory, GB", np.nan, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6),
+        (
+            "nuclei, microseconds an atom and step",
+            np.nan,
+            _each(seconds["nuclei"], atoms, k + 1),
+            np.nan,
+        ),
+        (
+            "density, microseconds an atom",
+            np.nan,
+            _each(seconds["density"], atoms, DENSITIES),
+            np.nan,
+        ),
+        ("peak memory, GB", np.nan, _gigabytes(), np.nan),
     ]
     cell = state.cell[0].numpy()
     dims = ("time", "atom", "cartesian")
@@ -108,6 +118,10 @@ def watch(model: NuclearEmulator, state: NuclearState, seed: int = 0) -> pd.Data
             for i, q in enumerate(s["q"].values)
         ]
     return pd.DataFrame(rows, columns=COLUMNS[2:]).assign(atoms=atoms)
+
+
+def _gigabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def _each(seconds: float, atoms: int, count: int) -> float:
