@@ -17,8 +17,8 @@ as inside if
 with the standard deviation s of the snapshots and Student's 97.5 % quantile t: another T of them
 would have 0.95 of the shells inside.
 
-Seconds are those of one core, all told, each density that the film keeps included: `frames` of
-them a picosecond where atoms may move on without one. The speed-up is over ab-initio dynamics of
+Seconds are those of one core, all told, each density that the film keeps included: two a
+picosecond where atoms may move on without one. The speed-up is over ab-initio dynamics of
 the same system: a step of the run for those that have one, else a Kohn-Sham solve from scratch for
 each usual time step (3 fs of aluminium, 0.5 fs of water), by the times stored with the snapshots.
 
@@ -49,24 +49,23 @@ from densitykit.analysis.tracking import kinetic_temperature
 from densitykit.analysis.transport import diffusion_coefficient, mean_square_displacement
 from densitykit.assess import assess
 from densitykit.assess.cost import ab_initio_seconds
-from densitykit.assess.rollouts import Q_MAX, standardised
+from densitykit.assess.rollouts import Q_MAX, value_histograms, value_sjsd_levels
 from densitykit.data.transforms import LogNormal
 from densitykit.data.windows import load_windows, step_generator
 from densitykit.generate.film import CalculatorForces
 from densitykit.generate.water import SPCFw
 from densitykit.io.reader import open_split
-from densitykit.metrics import jensen_shannon, relative_l1, relative_l2, value_distribution
 from densitykit.models import Emulator, NuclearEmulator, load_model
 from densitykit.models.baselines import Persistence
 from densitykit.models.nuclear.emulator import thermal_velocities
 from densitykit.rollout import rollout, start
-from densitykit.training.linear import atoms_of
 from densitykit.units import CM2_PER_S
 from experiments.arguments import run_script
-from experiments.deep_density import superposition
+from experiments.deep_density import score, superposition
+from experiments.materials import run
 from experiments.report import run_missing
 
-__all__ = ["Film", "judge_run", "judge_snapshots", "markdown", "static_scores"]
+__all__ = ["Material", "judge_run", "judge_snapshots", "markdown", "static_scores"]
 
 KEYS = ["material", "emulator", "seed"]
 COLUMNS = [*KEYS, "metric", "value"]
@@ -85,7 +84,7 @@ HEADINGS = {
 }
 
 
-class Film(NamedTuple):
+class Material(NamedTuple):
     """A material whose snapshots a force field has made."""
 
     store: str
@@ -100,10 +99,10 @@ class Film(NamedTuple):
 
 FILMS = {
     **{
-        f"aluminium, {kelvin} K": Film("aluminium", f"32-{kelvin}K", kelvin, EMT, 6.0, 2, 3.0)
+        f"aluminium, {kelvin} K": Material("aluminium", f"32-{kelvin}K", kelvin, EMT, 6.0, 2, 3.0)
         for kelvin in (300, 600, 900)
     },
-    "water, 300 K": Film("water", "32", 300, SPCFw, 4.0, 8, 0.5),
+    "water, 300 K": Material("water", "32", 300, SPCFw, 4.0, 8, 0.5),
 }
 RUNS = {"lithium, 800 K": "lithium-800K", "rock salt, 900 K": "sodium-chloride-900K"}
 FILM_PS, FRAMES, REST_PS = 6.0, 12, 1.0  # of a start: length, densities, time before it
@@ -118,13 +117,7 @@ def static_scores(
     """Distribution of ln rho and structure factor of a film (L, X, Y, Z) beside snapshots."""
     transform = LogNormal.fit(np.maximum(training["density"].values, 1e-6), eps=0.0)
     truth = snapshots["density"].values
-    ours, theirs = (
-        np.stack([value_distribution(standardised(rho, transform)) for rho in frames])
-        for frames in (film, truth)
-    )
-    more = 1 + len(truth) / len(film)
-    level = jensen_shannon(*(half.mean(axis=0) for half in np.array_split(theirs, 2)))
-    ratio = jensen_shannon(ours.mean(axis=0), theirs.mean(axis=0)) / (level * max(1, more / 4))
+    ours, theirs = (value_histograms(frames, transform) for frames in (film, truth))
     waves = allowed_waves(snapshots["cell"].values, Q_MAX, truth.shape[1:])
     s, known = (
         static_structure(density_modes(xr.DataArray(x, dims=DIMS), waves)).values
@@ -133,7 +126,7 @@ def static_scores(
     width = np.sqrt(1 / len(film) + 1 / len(truth)) * student.ppf(0.975, len(truth) - 1)
     inside = np.abs(s.mean(axis=0) - known.mean(axis=0)) <= width * known.std(axis=0, ddof=1)
     return {
-        "value-sJSD over its noise level": float(ratio),
+        "value-sJSD over its noise level": value_sjsd_levels(ours, theirs),
         "S(q) of the density, shells inside": float(inside.mean()),
     }
 
@@ -153,7 +146,8 @@ def judge_snapshots(name: str, emulator: str, seed: int, data: Path) -> pd.DataF
         density=map_,
     )
     densities, found = _filmed(model, test.isel(time=[seed]), film, seed)
-    found |= _given_nuclei(map_, test.isel(time=[seed]))
+    errors = score(map_, test.isel(time=[seed]))
+    found |= {f"one-step {name}": errors[name] for name in ("l1", "l2")}
     found |= static_scores(densities, test, training)
     solve = float(np.median(test["seconds"].values))
     found["speed-up"] = solve / film.usual * 1000 / found["seconds a picosecond"]
@@ -161,7 +155,7 @@ def judge_snapshots(name: str, emulator: str, seed: int, data: Path) -> pd.DataF
 
 
 def _filmed(
-    model: NuclearEmulator, start: xr.Dataset, film: Film, seed: int
+    model: NuclearEmulator, start: xr.Dataset, film: Material, seed: int
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Densities (FRAMES, X, Y, Z) of a film, and what its nuclei do."""
     names = "positions", "numbers", "cell"
@@ -170,13 +164,12 @@ def _filmed(
     state = model.init_at(x, v, cell, start["density"].shape[1:], z)
     rest, steps = (round(1000 * ps / film.horizon) for ps in (REST_PS, FILM_PS))
     paths, speeds, densities, began = [], [], [], time.process_time()
-    for k in range(rest + steps):
-        state = model.move(state, step_generator(seed, k))
+    for k, now in enumerate(run(model, state, rest + steps, seed)):
         if k >= rest:
-            paths.append(state.positions[0].numpy())
-            speeds.append(state.velocities[0].numpy())
+            paths.append(now.positions[0].numpy())
+            speeds.append(now.velocities[0].numpy())
         if k >= rest and len(paths) % (steps // FRAMES) == 0:
-            densities.append(model.predict_density(state).base[0].double().numpy())
+            densities.append(model.predict_density(now).base[0].double().numpy())
     seconds = (time.process_time() - began) / (REST_PS + FILM_PS)
     kelvin = kinetic_temperature(np.stack(speeds), model.masses(z).numpy()).mean()
     found = {"temperature, K": float(kelvin), "seconds a picosecond": seconds}
@@ -189,17 +182,9 @@ def _filmed(
 def _diffusion(paths: np.ndarray, spacing: float) -> float:
     """Einstein's coefficient of paths (time, atom, 3), 1e-4 cm2/s, from lags of 0.5 to 2 ps."""
     times = {"time": spacing * np.arange(len(paths))}
-    run = xr.DataArray(paths, times, ("time", "atom", "cartesian"))
-    msd = mean_square_displacement(run, round(2000 / spacing)).mean("atom")
+    walk = xr.DataArray(paths, times, ("time", "atom", "cartesian"))
+    msd = mean_square_displacement(walk, round(2000 / spacing)).mean("atom")
     return 1e4 * CM2_PER_S * float(diffusion_coefficient(msd, 500, 2000))
-
-
-def _given_nuclei(map_: nn.Module, run: xr.Dataset) -> dict[str, float]:
-    """Errors of the density of the nuclei of the first frame."""
-    truth, atoms = run["density"][0].values.astype(float), atoms_of(run, 0)
-    rho = map_.density(atoms, truth.shape)
-    found = {"l1": relative_l1(rho, truth), "l2": relative_l2(rho, truth)}
-    return {f"one-step {k}": float(error) for k, error in found.items()}
 
 
 @cache
@@ -222,8 +207,8 @@ def judge_run(name: str, emulator: str, seed: int, data: Path) -> pd.DataFrame:
     if measured is None:
         test = load_windows(store, "test", model.horizon, max(3, model.context), steps=0)
         steps = round((test.times[-1] - test.times[0]) / model.horizon)
-        run = rollout(model, test[(seed * 97) % len(test)], steps, seed=seed)
-        measured = assess(store, {}, {emulator: run})
+        film = rollout(model, test[(seed * 97) % len(test)], steps, seed=seed)
+        measured = assess(store, {}, {emulator: film})
     return pd.concat([measured, *(_once(store, model) if seed == 0 else ())])
 
 

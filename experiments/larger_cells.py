@@ -36,12 +36,12 @@ from densitykit.analysis.modes import (
 )
 from densitykit.analysis.tracking import kinetic_temperature
 from densitykit.data.windows import step_generator
-from densitykit.io.progress import progress_bar
 from densitykit.io.reader import open_split
 from densitykit.models import NuclearEmulator, load_model
 from densitykit.models.nuclear.emulator import NuclearState, supercell, thermal_velocities
 from densitykit.units import BOLTZMANN_HARTREE, HARTREE
 from experiments.arguments import run_script
+from experiments.materials import run
 from experiments.report import run_missing
 
 __all__ = ["compressibility_limit", "copies"]
@@ -74,19 +74,17 @@ def compressibility_limit(model: NuclearEmulator, run: xr.Dataset) -> float:
 def watch(model: NuclearEmulator, state: NuclearState, seed: int = 0) -> pd.DataFrame:
     """Run a cell, and tell cost, temperature and structure factors of nuclei and density."""
     rest, steps = (round(t / model.horizon) for t in (REST_FS, LENGTH_FS))
-    paths, speeds, densities, seconds = [], [], [], {"nuclei": 0.0, "density": 0.0}
-    for k in progress_bar(range(rest + steps), f"{state.positions.shape[1]} atoms"):
-        began = time.process_time()
-        state = model.move(state, step_generator(seed, k))
-        seconds["nuclei"] += time.process_time() - began
+    paths, speeds, densities, drawing, began = [], [], [], 0.0, time.process_time()
+    for k, now in enumerate(run(model, state, rest + steps, seed)):
         if k < rest:
             continue
-        paths.append(state.positions[0].numpy())
-        speeds.append(state.velocities[0].numpy())
+        paths.append(now.positions[0].numpy())
+        speeds.append(now.velocities[0].numpy())
         if len(paths) % (steps // DENSITIES) == 0:
-            began = time.process_time()
-            densities.append(model.density(model.converge_density(state))[0].numpy())
-            seconds["density"] += time.process_time() - began
+            paused = time.process_time()
+            densities.append(model.density(model.converge_density(now))[0].numpy())
+            drawing += time.process_time() - paused
+    moving = time.process_time() - began - drawing
     atoms, masses = state.positions.shape[1], model.masses(state.numbers).numpy()
     kelvin = kinetic_temperature(np.stack(speeds), masses)
     rows = [
@@ -94,13 +92,13 @@ def watch(model: NuclearEmulator, state: NuclearState, seed: int = 0) -> pd.Data
         (
             "nuclei, microseconds an atom and step",
             np.nan,
-            _each(seconds["nuclei"], atoms, k + 1),
+            _each(moving, atoms, rest + steps),
             np.nan,
         ),
         (
             "density, microseconds an atom",
             np.nan,
-            _each(seconds["density"], atoms, DENSITIES),
+            _each(drawing, atoms, DENSITIES),
             np.nan,
         ),
         ("peak memory, GB", np.nan, _gigabytes(), np.nan),

@@ -59,7 +59,7 @@ from densitykit.metrics import jensen_shannon, value_distribution
 from densitykit.statistics import block_means
 from densitykit.units import CM2_PER_S, PER_CM, SYMBOLS, atomic_masses
 
-__all__ = ["assess_rollout", "standardised"]
+__all__ = ["assess_rollout", "standardised", "value_histograms", "value_sjsd_levels"]
 
 _STATIC = ("lags", "span", "electrons", "histogram", "complete")
 Samples = dict[str, np.ndarray]  # by name, first axis time origins; "lags" (lag,) in fs
@@ -227,7 +227,7 @@ def _observe(run: xr.Dataset, transform: LogNormal, longest: float, peak: float)
     waves, parts = allowed_waves(run["cell"].values, Q_MAX, run["density"].shape[1:]), []
     for part in _parts(run["density"]):
         modes = density_modes(xr.DataArray(part, dims=_DIMS), waves)
-        parts.append((modes, _histograms(part, transform)))
+        parts.append((modes, value_histograms(part, transform)))
     modes = xr.concat([part[0] for part in parts], "time")
     near = modes.values[:, abs(waves["q"].values - peak) <= PEAK_WIDTH]
     spacing = _spacing(run)
@@ -242,8 +242,11 @@ def _observe(run: xr.Dataset, transform: LogNormal, longest: float, peak: float)
     }
 
 
-def _histograms(frames: np.ndarray, transform: LogNormal) -> np.ndarray:
-    """How often each standardised ln rho occurs in a frame, (frame, bin); NaN if not finite."""
+def value_histograms(frames: np.ndarray, transform: LogNormal) -> np.ndarray:
+    """How often each standardised ln rho occurs in frames (time, X, Y, Z), (time, bin).
+
+    NaN for a frame that is not finite.
+    """
     good = np.isfinite(frames).all(axis=(1, 2, 3))
     values = standardised(np.where(good[:, None, None, None], frames, 1.0), transform)
     return np.where(good[:, None], [value_distribution(v) for v in values], np.nan)
@@ -368,7 +371,7 @@ def _interval(
 def _static_rows(ours: Samples, theirs: Samples, length: float) -> Iterator[Row]:
     """Electrons, nuclei found, distribution of ln rho, structure factors."""
     worst, rounding = _electron_errors(ours["electrons"], theirs["electrons"])
-    ratio = _noise_levels(ours["histogram"], theirs["histogram"])
+    ratio = value_sjsd_levels(ours["histogram"], theirs["histogram"])
     table = [("electron count, largest error", worst, rounding, "<= 1e-6", worst <= 1e-6)]
     if "complete" in ours:
         shares = ours["complete"].mean(), theirs["complete"].mean()
@@ -391,8 +394,8 @@ def _electron_errors(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float
     return abs(ours / start - 1).max(), abs(theirs / right - 1).max()
 
 
-def _noise_levels(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Value-sJSD from histograms (time, bin), in noise levels of a run of this length."""
+def value_sjsd_levels(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Value-sJSD from histograms (time, bin), in noise levels of a run of the length of ours."""
     level = jensen_shannon(*(half.mean(axis=0) for half in np.array_split(theirs, 2)))
     level = max(level * max(1.0, (1 + len(theirs) / len(ours)) / 4), 1e-12)  # rounding
     return float(jensen_shannon(ours.mean(axis=0), theirs.mean(axis=0)) / level)

@@ -28,6 +28,8 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.calculator import get_calculator_class as ase_calculator
 from numpy.typing import NDArray
 
+from densitykit.analysis.scattering import time_correlation
+from densitykit.analysis.transport import without_drift
 from densitykit.errors import CheckpointError, DensityKitError, GenerationError
 from densitykit.generate.dynamics import molecular_dynamics
 from densitykit.models import load_model
@@ -198,14 +200,12 @@ def force_error(field: Any, run: xr.Dataset) -> tuple[float, float]:
     """
     cell, z = (torch.from_numpy(run[k].values.copy()) for k in ("cell", "numbers"))
     x = torch.from_numpy(run["positions"].values.astype(float))
-    guess = np.concatenate([field.forces(some, cell, z).cpu().numpy() for some in x.split(16)])
-    wrong = guess - run["forces"].values
-    wrong = wrong - wrong.mean(axis=1, keepdims=True)
-    spacing, longest = float(run["time"][1] - run["time"][0]), len(wrong) // 2
-    known = [(wrong[: len(wrong) - k] * wrong[k:]).mean() for k in range(longest)]
-    known = np.array(known) / known[0]
-    last = int(np.argmax(known <= 0)) or longest
-    return float(wrong.std()), spacing * float(known[:last].sum() - 0.5)
+    guess = torch.cat([field.forces(some, cell, z) for some in x.split(16)]).cpu().numpy()
+    wrong = without_drift(guess - run["forces"])
+    known = time_correlation(wrong).mean(["atom", "cartesian"]).values
+    last = int(np.argmax(known <= 0)) or len(known)
+    spacing = float(run["time"][1] - run["time"][0])
+    return float(wrong.std()), spacing * float(known[:last].sum() / known[0] - 0.5)
 
 
 class Learned(Calculator):
