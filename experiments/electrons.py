@@ -2,9 +2,10 @@
 
     python -m experiments.electrons data/electrons data/electrons/results.csv
 
-For each system: the best linear map (and what of the state it needs), a Fourier neural operator
-and a U-Net, of several seeds, rolled out on chains they have not seen, of the training length and
-twice as long. One number a row: a metric of one run, model and seed. Goes on where it was killed.
+For each system: the best linear map (and what of the state it needs), a Fourier neural operator,
+a U-Net, latent diffusion, and orbitals in a learned potential, of several seeds, rolled out on
+chains they have not seen, of the training length and twice as long. One number a row: a metric of
+one run, model and seed. Goes on where it was killed.
 
 =============== ===================================================================================
 metric          of a run
@@ -20,12 +21,17 @@ energy          pulses: energy absorbed, the work of the field, over the true on
 growth          size of the deviation after 1000 steps over its largest true one, ten times the
                 training length
 electrons       largest change of the number of electrons, relative
+one-step        error of the density after a step from the truth, over that of persistence; not of
+                orbitals, which begin in the ground state only
+speed-up        time of the equation over that of the emulator
+training        CPU seconds
 =============== ===================================================================================
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,8 +40,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from densitykit.chain.electron_data import driven_chain
+from densitykit.chain.electron_diffusion import ChainDiffusion, LatentObjective
 from densitykit.chain.electron_emulators import (
     ChainUNet,
     ElectronEmulator,
@@ -44,8 +52,10 @@ from densitykit.chain.electron_emulators import (
     OneStepObjective,
     fit_linear_map,
 )
+from densitykit.chain.electron_orbitals import ChainOrbitals, GroundStateObjective
 from densitykit.chain.electron_spectra import conductivity, lines
 from densitykit.chain.electron_windows import ElectronWindows, load_electrons
+from densitykit.models.base import Emulator
 from densitykit.rollout import iterate, start
 from densitykit.training import fit
 from densitykit.units import ATOMIC_TIME, BOHR
@@ -55,13 +65,18 @@ from experiments.report import merge_rows
 __all__ = ["judge", "linear_map", "run_electrons"]
 
 KEYS = ["system", "model", "seed", "split", "run", "metric"]
-NETS: dict[str, type[ElectronEmulator]] = {"FNO": FourierOperator, "U-Net": ChainUNet}
+NETS: dict[str, type[ElectronEmulator]] = {
+    "FNO": FourierOperator,
+    "U-Net": ChainUNet,
+    "latent diffusion": ChainDiffusion,
+}
+MODELS = (*NETS, "orbitals")
 CONTEXT, SHORT, LONG = 1, 50, 1000
 OMEGA = np.arange(0.05, 1.4, 2e-3)
 
 
 def roll_out(
-    emulator: ElectronEmulator, windows: ElectronWindows, steps: int
+    emulator: Emulator, windows: ElectronWindows, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Density in 1/bohr and current in atomic units of all runs, (run, frame, X).
 
@@ -79,7 +94,7 @@ def roll_out(
     return rho * BOHR, j * ATOMIC_TIME
 
 
-def judge(emulator: ElectronEmulator, windows: ElectronWindows, steps: int = LONG) -> pd.DataFrame:
+def judge(emulator: Emulator, windows: ElectronWindows, steps: int = LONG) -> pd.DataFrame:
     """All metrics of all runs after so many steps: columns run, metric, value."""
     true = windows.density.numpy() * BOHR, windows.current.numpy() * ATOMIC_TIME
     ground, frames, rows = true[0][:, :1], windows.frames, []
@@ -171,13 +186,31 @@ def one_step(emulator: ElectronEmulator, windows: ElectronWindows) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
+def train(name: str, data: Path, base: LinearMap, **settings: Any) -> nn.Module:
+    """One of `MODELS`, trained; the nets begin as the linear map."""
+    torch.manual_seed(settings["seed"])
+    windows = load_electrons(data, "train", CONTEXT, 1 if name == "orbitals" else 6)
+    if name == "orbitals":
+        model = ChainOrbitals.of(windows)
+        objective, rate, batch = GroundStateObjective(model), 1e-3, 16
+    elif name == "latent diffusion":
+        model = ChainDiffusion(base.horizon, CONTEXT, base=base)
+        objective, rate, batch = LatentObjective(model), 2e-3, 64
+    else:
+        model = NETS[name](base.horizon, CONTEXT, base=base)
+        objective, rate, batch = OneStepObjective(model, 6), 3e-3, 16
+    fit(objective, windows, batch=batch, learning_rate=rate, ema=0.98, **settings)
+    return model
+
+
 def run_electrons(
     data: str | Path,
     out: str | Path,
     *,
     systems: tuple[str, ...] = ("insulator", "metal"),
+    models: tuple[str, ...] = MODELS,
     seeds: tuple[int, ...] = (0, 1, 2),
-    steps: int = 400,
+    steps: int = 2000,
     run_dir: str | Path = "runs/electrons",
 ) -> pd.DataFrame:
     """Fit, train and judge; rows that are in ``out`` are not made again.
@@ -188,7 +221,7 @@ def run_electrons(
         Folder of the data sets, ``SYSTEM.zarr``.
     out
         The CSV file.
-    systems, seeds, steps
+    systems, models, seeds, steps
         What to do; ``steps`` of each training.
     run_dir
         Of unfinished trainings.
@@ -207,32 +240,36 @@ def run_electrons(
                 model, _ = linear_map(path, context, current)
                 rows = one_step(model, load_electrons(path, "test", 4))
                 _merge(out, rows, labels | {"model": name, "split": "test"})
-        for seed in seeds:
-            for name, kind in NETS.items():
-                if len(there[(there.model == name) & (there.seed == seed)]):
-                    continue
-                torch.manual_seed(seed)
-                model = kind(base.horizon, CONTEXT, base=base)
-                folder = Path(run_dir) / f"{system}-{name}-{seed}"
-                settings = {"steps": steps, "seed": seed, "run_dir": folder, "ema": 0.98}
-                windows = load_electrons(path, "train", CONTEXT, 6)
-                fit(OneStepObjective(model, 6), windows, batch=16, learning_rate=3e-3, **settings)
-                _keep(out, path, model, labels | {"model": name, "seed": seed})
+        for seed, name in itertools.product(seeds, models):
+            if len(there[(there.model == name) & (there.seed == seed)]):
+                continue
+            folder = Path(run_dir) / f"{system}-{name}-{seed}"
+            begun = time.process_time()
+            model = train(name, path, base, steps=steps, seed=seed, run_dir=folder)
+            _keep(out, path, model, labels | {"model": name, "seed": seed}, begun)
     return pd.read_csv(out)
 
 
-def _keep(out: str | Path, path: Path, model: ElectronEmulator, labels: dict[str, Any]) -> None:
+def _keep(
+    out: str | Path,
+    path: Path,
+    model: nn.Module,
+    labels: dict[str, Any],
+    begun: float | None = None,
+) -> None:
+    spent = pd.DataFrame(
+        [{"run": 0, "metric": "training", "value": time.process_time() - begun}] if begun else []
+    )
     for split in ("test", "longer"):
         windows = load_electrons(path, split, CONTEXT)
         rows = judge(model, windows, LONG if split == "test" else 0)
         if split == "test":
-            rows = pd.concat([rows, one_step(model, windows), _speed(model, windows, labels)])
+            alone = [one_step(model, windows)] if isinstance(model, ElectronEmulator) else []
+            rows = pd.concat([rows, *alone, _speed(model, windows, labels), spent])
         _merge(out, rows, labels | {"split": split})
 
 
-def _speed(
-    model: ElectronEmulator, windows: ElectronWindows, labels: dict[str, Any]
-) -> pd.DataFrame:
+def _speed(model: nn.Module, windows: ElectronWindows, labels: dict[str, Any]) -> pd.DataFrame:
     """CPU time of the equation over that of the emulator, for the same span of one chain."""
     electrons, *_ = driven_chain(labels["system"], 4, 0, 0)
     window, best = windows.first()[:1], [np.inf, np.inf]
@@ -263,8 +300,9 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the data sets")
     parser.add_argument("out", type=Path, help="CSV file; what it holds is not computed again")
     parser.add_argument("--systems", nargs="+", default=["insulator", "metal"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400, help="of each training")
+    parser.add_argument("--steps", type=int, default=2000, help="of each training")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/electrons"))
     arguments = vars(parser.parse_args())
     data, out = arguments.pop("data"), arguments.pop("out")

@@ -137,12 +137,14 @@ class ElectronEmulator(nn.Module):
         self, state: ElectronState, generator: torch.Generator | None = None
     ) -> ElectronState:
         """The state one horizon later."""
-        return self.advance(state)
+        return self.advance(state, generator)
 
-    def advance(self, state: ElectronState) -> ElectronState:
+    def advance(
+        self, state: ElectronState, generator: torch.Generator | None = None
+    ) -> ElectronState:
         """`step` with gradients."""
         x = self.seen(state)
-        change = self.increment(x, state)
+        change = self.increment(x, state, generator)
         if self.base is not None:
             change = change + self.base.increment(x, state)
         rho, current = (state.history[:, -1] + change).clamp(-_BOUND, _BOUND).unbind(1)
@@ -169,7 +171,9 @@ class ElectronEmulator(nn.Module):
         """1/fs, (B, X)."""
         return state.history[:, -1, 1] / (_SCALE * ATOMIC_TIME)
 
-    def increment(self, x: Tensor, state: ElectronState) -> Tensor:
+    def increment(
+        self, x: Tensor, state: ElectronState, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Channels (B, channels, X) and the state -> increments (B, 2, X)."""
         raise NotImplementedError
 
@@ -212,7 +216,9 @@ class LinearMap(ElectronEmulator):
         drive = state.drive()[:, None].expand(-1, x.shape[2], -1)
         return torch.cat([seen, drive, drive * state.ground[..., None]], 2)
 
-    def increment(self, x: Tensor, state: ElectronState) -> Tensor:
+    def increment(
+        self, x: Tensor, state: ElectronState, generator: torch.Generator | None = None
+    ) -> Tensor:
         if x.shape[1] != 2:  # several frames, or the density alone: as it is
             return (self.design(x, state) @ self.weight).transpose(1, 2)
         drive = state.drive()[:, None].expand(-1, x.shape[2], -1)
@@ -326,7 +332,9 @@ class FourierOperator(ElectronEmulator):
         self.near = nn.ModuleList(nn.Conv1d(width, width, 1, bias=False) for _ in range(layers))
         self.leave = _Convolution(width, 2, taps, 0.0)
 
-    def increment(self, x: Tensor, state: ElectronState) -> Tensor:
+    def increment(
+        self, x: Tensor, state: ElectronState, generator: torch.Generator | None = None
+    ) -> Tensor:
         ground = 10 * (state.ground - state.ground.mean(-1, keepdim=True))[:, None]
         seen = F.gelu(self.see(ground))
         seen = seen + F.gelu(self.again(seen))
@@ -360,7 +368,9 @@ class ChainUNet(ElectronEmulator):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def increment(self, x: Tensor, state: ElectronState) -> Tensor:
+    def increment(
+        self, x: Tensor, state: ElectronState, generator: torch.Generator | None = None
+    ) -> Tensor:
         if x.shape[2] % 4:
             raise ShapeError(f"{x.shape[2]} points; the U-Net needs a multiple of 4")
         drive = state.drive()[..., None]

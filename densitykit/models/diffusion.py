@@ -37,7 +37,7 @@ from densitykit.models.autoencoder import Autoencoder
 from densitykit.models.base import Domain, FieldEmulator, FieldState
 from densitykit.nn.layers import LogFourierEmbedding, UNet
 
-__all__ = ["LatentDiffusion"]
+__all__ = ["LatentDiffusion", "noise_levels"]
 
 
 class LatentDiffusion(FieldEmulator):
@@ -139,7 +139,7 @@ class LatentDiffusion(FieldEmulator):
         """Increment drawn from p(y | z_t) along the probability flow; same shape as ``latent``."""
         device = generator.device if generator is not None else latent.device
         noise = torch.randn(latent.shape, generator=generator, device=device).to(latent)
-        levels = _noise_levels(self.sampler_steps, self.sigma_min, self.sigma_max)
+        levels = noise_levels(self.sampler_steps, self.sigma_min, self.sigma_max)
         x = self.sigma_max * noise
         for s, s_next in zip(levels[:-1], levels[1:], strict=True):
             denoised = self.denoise(x, x.new_full((len(x),), s), latent)
@@ -151,7 +151,7 @@ class LatentDiffusion(FieldEmulator):
         return self.decode(z + self.increment_scale * self.sample(z, generator))
 
 
-def _noise_levels(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
+def noise_levels(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
     """Karras et al. (2022), eq. 5, and a final zero; for one step just (sigma_max, 0)."""
     if steps == 1:
         return [sigma_max, 0.0]
