@@ -76,7 +76,7 @@ class ChainDiffusion(ElectronEmulator):
         self.leave = _conv(width, latent_channels, 7)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
-        self.register_buffer("scale", torch.ones(latent_channels, 1))
+        self.register_buffer("scale", torch.zeros(latent_channels, 1))  # untrained: the base
 
     def increment(
         self, x: Tensor, state: ElectronState, generator: torch.Generator | None = None
@@ -150,8 +150,8 @@ class LatentObjective(OneStepObjective):
         rebuilt = (model.decode(code) - r).square().mean() / r.square().mean()
         if self.training:
             spread = code.detach().std((0, 2))[:, None]
-            model.scale.lerp_(spread, 0.05)
-        y = code.detach() / model.scale
+            model.scale.lerp_(spread, 0.05 if model.scale.any() else 1.0)
+        y = code.detach() / model.scale.clamp(min=1e-12)
         sigma = torch.randn(len(x), generator=generator).mul(1.5).add(0.5).exp().to(x)
         n = torch.randn(y.shape, generator=generator).to(y)
         s = sigma[:, None, None]
