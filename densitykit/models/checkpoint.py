@@ -72,7 +72,8 @@ def save_model(
     Parameters
     ----------
     model
-        An instance of one of :data:`MODELS`, or of a class of your own.
+        An instance of one of :data:`MODELS`, or of a class of your own. Parts of it may be in half
+        precision (``model.net.half()``); they are loaded as they were made.
     path
         File name; its suffix becomes ``.safetensors``.
     arguments
@@ -198,7 +199,8 @@ def _check_weights(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
         found, wanted = tensors.get(name), expected.get(name)
         if found is None or wanted is None:
             raise ValueError(f"tensor {name!r} is {'missing' if found is None else 'unknown'}")
-        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        half = torch.float16 if wanted.is_floating_point() else None  # saved so to be smaller
+        if found.shape != wanted.shape or found.dtype not in (wanted.dtype, half):
             pair = (f"{x.dtype} {tuple(x.shape)}" for x in (found, wanted))
             raise ValueError("tensor {!r} is {}, not {}".format(name, *pair))
         if not torch.isfinite(found).all():

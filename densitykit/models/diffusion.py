@@ -155,6 +155,5 @@ def noise_levels(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.
     """Karras et al. (2022), eq. 5, and a final zero; for one step just (sigma_max, 0)."""
     if steps == 1:
         return [sigma_max, 0.0]
-    ramp = [i / (steps - 1) for i in range(steps)]
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return [(high + t * (low - high)) ** rho for t in ramp] + [0.0]
+    return [(high + i / (steps - 1) * (low - high)) ** rho for i in range(steps)] + [0.0]

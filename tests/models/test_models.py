@@ -735,3 +735,19 @@ def test_weights_are_stored_bit_by_bit(tmp_path: Path) -> None:
     assert stored.keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         np.testing.assert_array_equal(stored[name].numpy(), tensor.numpy())
+
+
+def test_a_part_may_be_stored_in_half_precision(tmp_path: Path) -> None:
+    """Half the bytes; loaded as single precision, a rounding away."""
+    model = small(LatentDiffusion)
+    whole = save_model(model, tmp_path / "whole", SMALL[LatentDiffusion])
+    model.net.half()
+    path = save_model(model, tmp_path / "half", SMALL[LatentDiffusion])
+    assert path.stat().st_size < 0.8 * whole.stat().st_size
+    found, true = load_model(path).state_dict(), load_model(whole).state_dict()
+    for name, tensor in true.items():
+        assert found[name].dtype == tensor.dtype
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-6)
+    reweigh(path, lambda t: t.update(latent_mean=t["latent_mean"].to(torch.int8)))
+    with pytest.raises(CheckpointError, match="'latent_mean' is torch.int8"):
+        load_model(path)
