@@ -55,6 +55,7 @@ from densitykit.chain.electron_emulators import (
 from densitykit.chain.electron_orbitals import ChainOrbitals, GroundStateObjective
 from densitykit.chain.electron_spectra import conductivity, lines
 from densitykit.chain.electron_windows import ElectronWindows, load_electrons
+from densitykit.models import save_model
 from densitykit.models.base import Emulator
 from densitykit.rollout import iterate, start
 from densitykit.training import fit
@@ -191,7 +192,7 @@ def train(name: str, data: Path, base: LinearMap, **settings: Any) -> nn.Module:
     torch.manual_seed(settings["seed"])
     windows = load_electrons(data, "train", CONTEXT, 1 if name == "orbitals" else 6)
     if name == "orbitals":
-        model = ChainOrbitals.of(windows)
+        model = ChainOrbitals(**ChainOrbitals.arguments_for(windows))
         objective, rate, batch = GroundStateObjective(model), 1e-3, 16
     elif name == "latent diffusion":
         model = ChainDiffusion(base.horizon, CONTEXT, base=base)
@@ -212,6 +213,7 @@ def run_electrons(
     seeds: tuple[int, ...] = (0, 1, 2),
     steps: int = 2000,
     run_dir: str | Path = "runs/electrons",
+    checkpoints: str | Path | None = None,
 ) -> pd.DataFrame:
     """Fit, train and judge; rows that are in ``out`` are not made again.
 
@@ -224,7 +226,9 @@ def run_electrons(
     systems, models, seeds, steps
         What to do; ``steps`` of each training.
     run_dir
-        Of unfinished trainings.
+        Of trainings, finished or not.
+    checkpoints
+        Where orbitals of the first seed are saved; None: nowhere.
     """
     done = pd.read_csv(out) if Path(out).exists() else pd.DataFrame(columns=KEYS)
     for system in systems:
@@ -247,6 +251,12 @@ def run_electrons(
             begun = time.process_time()
             model = train(name, path, base, steps=steps, seed=seed, run_dir=folder)
             _keep(out, path, model, labels | {"model": name, "seed": seed}, begun)
+        if checkpoints is not None:
+            settings = {"steps": steps, "seed": seeds[0]}
+            folder = Path(run_dir) / f"{system}-orbitals-{seeds[0]}"
+            model = train("orbitals", path, base, **settings, run_dir=folder)
+            arguments = ChainOrbitals.arguments_for(load_electrons(path, "train", CONTEXT))
+            save_model(model, Path(checkpoints) / f"orbitals-{system}", arguments, settings)
     return pd.read_csv(out)
 
 
@@ -303,6 +313,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2000, help="of each training")
+    parser.add_argument("--checkpoints", type=Path, help="folder for orbitals of the first seed")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/electrons"))
     arguments = vars(parser.parse_args())
     data, out = arguments.pop("data"), arguments.pop("out")

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,12 +139,12 @@ class ChainOrbitals(nn.Module):
         nn.init.zeros_(self.layers[-1].bias)
 
     @classmethod
-    def of(cls, windows: ElectronWindows, **arguments: Any) -> Self:
-        """One that is scaled to the ground states of training windows."""
+    def arguments_for(cls, windows: ElectronWindows) -> dict[str, Any]:
+        """Horizon, spacing, and mean and spread of the ground states of training windows."""
         ground = windows.density[:, 0] * BOHR
         spacing = float(windows.cell[0, 0]) / BOHR / windows.grid[0]
-        scale = float(ground.mean()), float(ground.std())
-        return cls(windows.horizon, *scale, spacing=spacing, **arguments)
+        scale = {"mean": float(ground.mean()), "spread": float(ground.std())}
+        return {"horizon": windows.horizon, "spacing": spacing, **scale}
 
     def potential(self, ground: Tensor) -> Tensor:
         """V[rho_0] in hartree, up to a constant, (B, 2 X), of a density (B, X) in 1/bohr."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from densitykit.chain.electron_orbitals import (
 )
 from densitykit.chain.electron_windows import ElectronWindows, load_electrons
 from densitykit.errors import WindowError
+from densitykit.models import load_model, save_model
 from densitykit.models.base import Emulator
 from densitykit.rollout import iterate, rollout
 from densitykit.training import fit
@@ -35,7 +38,7 @@ def windows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def model(windows: ElectronWindows) -> ChainOrbitals:
     torch.manual_seed(0)
-    return ChainOrbitals.of(windows, width=8)
+    return ChainOrbitals(**ChainOrbitals.arguments_for(windows), width=8)
 
 
 def self_consistent(windows: ElectronWindows) -> Tensor:
@@ -153,6 +156,16 @@ def test_resampling_keeps_what_both_grids_hold() -> None:
     fine = torch.arange(24).double() / 24 * 2 * torch.pi
     torch.testing.assert_close(resample(torch.cos(5 * x), 24), torch.cos(5 * fine))
     torch.testing.assert_close(resample(torch.cos(5 * fine), 12), torch.cos(5 * x))
+
+
+def test_a_checkpoint_holds_it(
+    windows: ElectronWindows, model: ChainOrbitals, tmp_path: Path
+) -> None:
+    torch.nn.init.normal_(model.layers[-1].weight, std=0.02)
+    arguments = ChainOrbitals.arguments_for(windows) | {"width": 8}
+    loaded = load_model(save_model(model, tmp_path / "orbitals", arguments), ChainOrbitals)
+    ground = windows.density[:, 0].double() * BOHR
+    torch.testing.assert_close(loaded.potential(ground), model.potential(ground))
 
 
 def test_what_does_not_fit_is_refused(windows: ElectronWindows, model: ChainOrbitals) -> None:

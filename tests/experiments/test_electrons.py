@@ -11,8 +11,10 @@ import torch
 
 from densitykit.chain.electron_data import driven_chain, electron_dataset
 from densitykit.chain.electron_emulators import ElectronEmulator, ElectronState
+from densitykit.chain.electron_orbitals import ChainOrbitals
 from densitykit.chain.electron_windows import ElectronWindows, load_electrons
 from densitykit.io.reader import open_trajectory
+from densitykit.models import load_model
 from densitykit.units import BOHR
 from experiments import electrons
 
@@ -26,7 +28,12 @@ class Playback(ElectronEmulator):
         super().__init__(windows.horizon)
         self.windows = windows
 
-    def increment(self, x: torch.Tensor, state: ElectronState) -> torch.Tensor:
+    def increment(
+        self,
+        x: torch.Tensor,
+        state: ElectronState,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
         at = torch.full((3,), min(int(state.frame[0]) + 1, self.windows.frames - 1))
         after = self.init(self.windows.at(torch.arange(3), at))
         return after.history[:, -1] - state.history[:, -1]
@@ -60,9 +67,12 @@ def test_tables_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(electrons, "SHORT", 5)
     monkeypatch.setattr(electrons, "LONG", 20)
     options = {"systems": ("metal",), "seeds": (0,), "steps": 2, "run_dir": tmp_path / "runs"}
+    options["checkpoints"] = tmp_path
     rows = electrons.run_electrons(tmp_path, tmp_path / "a.csv", **options)
-    assert set(rows.model) >= {"linear", "FNO", "U-Net", "linear, 1 frame, density"}
-    assert {"density", "growth", "speed-up", "one-step"} <= set(rows.metric)
+    assert set(rows.model) >= {"linear", *electrons.MODELS, "linear, 1 frame, density"}
+    assert {"density", "growth", "speed-up", "one-step", "training"} <= set(rows.metric)
+    assert (rows[rows.metric == "training"].value > 0).all()
+    assert load_model(tmp_path / "orbitals-metal", ChainOrbitals).mean == pytest.approx(0.2)
     assert not rows.duplicated(electrons.KEYS).any()
     again = electrons.run_electrons(tmp_path, tmp_path / "a.csv", **options)
     pd.testing.assert_frame_equal(again, rows)
