@@ -38,13 +38,14 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.units import Bohr, Hartree
 from numpy.typing import NDArray
-from scipy.linalg import eigh
+from scipy.linalg import eigh, solve
 
 from densitykit.errors import GenerationError
 from densitykit.fields import n_electrons
 
 try:
     import pyscf
+    from pyscf import df
     from pyscf.gto import mole
     from pyscf.pbc import dft as periodic_dft
     from pyscf.pbc import gto as periodic_gto
@@ -58,6 +59,12 @@ __all__ = ["GaussianDFT", "PeriodicGaussianDFT"]
 #: points along each edge of a block of the density: bounded memory, and small enough that most
 #: shells are far away and skipped
 _BLOCK = 16
+#: points of the integration grid at a time
+_POINTS = 20_000
+#: densities that the fit leaves out, 1/bohr**3
+_FAINT = 1e-5
+#: of the fit of a density, relative to functions of unit norm
+_RIDGE = 1e-9
 #: relative error of the electron count above which a cell is called too small or too coarse
 _COUNT_TOLERANCE = 1e-3
 
@@ -129,6 +136,7 @@ class GaussianDFT(Calculator):
         self._stream: TextIO | None = None
         self._solution: Any = None  # PySCF's mean field of the configuration solved last
         self._orthonormal: NDArray[np.float64] | None = None  # S^(1/2) P S^(1/2) of it
+        self._start_density: NDArray[np.float64] | None = None
 
     def calculate(
         self,
@@ -148,6 +156,20 @@ class GaussianDFT(Calculator):
         if "forces" in properties:
             gradient = self._solution.nuc_grad_method().kernel()
             self.results["forces"] = -np.asarray(gradient) * Hartree / Bohr
+
+    def start_from(self, density: NDArray[np.floating]) -> None:
+        """Let the next solve start from a density instead of the orbitals of free atoms.
+
+        It is fitted by atom-centred Gaussians, in whose potential one diagonalisation is done.
+
+        Parameters
+        ----------
+        density
+            Valence density in the cell of the atoms, shape (X, Y, Z), angstrom**-3.
+        """
+        self._start_density = np.asarray(density, float)
+        self._solution = None
+        self.reset()
 
     def density(self, shape: Sequence[int]) -> NDArray[np.float64]:
         """Return the valence density of the configuration solved last, sampled point by point.
@@ -229,7 +251,12 @@ class GaussianDFT(Calculator):
         solution.conv_tol, solution.max_cycle = self.threshold / Hartree, self.max_iterations
         solution.chkfile = None
         overlap = solution.get_ovlp()
-        solution.kernel(dm0=self._initial(overlap))
+        guess, self._start_density = self._start_density, None
+        if guess is None:
+            dm0 = self._initial(overlap)
+        else:
+            dm0 = _density_matrix(solution, _fitted(solution.mol, self.atoms, guess))
+        solution.kernel(dm0=dm0)
         self.iterations = int(solution.cycles)
         if not solution.converged:
             raise GenerationError(
@@ -328,6 +355,12 @@ class PeriodicGaussianDFT(GaussianDFT):
         super().__init__(**options)
         self.cutoff = cutoff
 
+    def start_from(self, density: NDArray[np.floating]) -> None:
+        raise GenerationError(
+            "PeriodicGaussianDFT cannot start from a density; take GaussianDFT for a molecule, or "
+            "Espresso for a cell"
+        )
+
     def _basis_at(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         return self._solution.cell.pbc_eval_gto("GTOval_sph", points)
 
@@ -354,6 +387,44 @@ class PeriodicGaussianDFT(GaussianDFT):
     def _mean_field(self, mol: Any) -> Any:
         kind = periodic_dft.UKS if self.spin else periodic_dft.RKS
         return kind(mol, xc=self.functional).multigrid_numint()
+
+
+def _fitted(
+    mol: Any, atoms: Atoms, density: NDArray[np.float64]
+) -> tuple[Any, NDArray[np.float64]]:
+    """Gaussians on the atoms and their coefficients in 1/bohr**3, by least squares on the grid."""
+    functions = df.make_auxmol(mol, df.aug_etb(mol))
+    normal, side = 0.0, 0.0
+    for block, points in _blocks(atoms, density.shape):
+        rho = density[block].ravel() * Bohr**3
+        held = rho > _FAINT
+        if held.any():
+            values = functions.eval_gto("GTOval_sph", points.reshape(-1, 3)[held] / Bohr)
+            normal, side = normal + values.T @ values, side + values.T @ rho[held]
+    scale = np.sqrt(np.diag(normal))
+    normal, side = normal / np.outer(scale, scale), side / scale
+    normal[np.diag_indices_from(normal)] += _RIDGE
+    return functions, solve(normal, side, assume_a="pos") / scale
+
+
+def _density_matrix(solution: Any, fit: tuple[Any, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Of the orbitals in the PBE potential of a fitted density, which both spins share."""
+    mol, numint, (functions, c) = solution.mol, solution._numint, fit
+    fock = solution.get_hcore() + df.incore.aux_e2(mol, functions, "int3c2e") @ c
+    solution.grids.build()
+    for start in range(0, len(solution.grids.weights), _POINTS):
+        some = slice(start, start + _POINTS)
+        points, weights = solution.grids.coords[some], solution.grids.weights[some]
+        basis = mol.eval_gto("GTOval_sph_deriv1", points)
+        rho = functions.eval_gto("GTOval_sph_deriv1", points) @ c
+        rho[0] = np.maximum(rho[0], 1e-12)
+        potential = weights * numint.eval_xc_eff("PBE", rho, deriv=1)[1]
+        potential[0] /= 2
+        half = np.einsum("cp,cpi,pj->ij", potential, basis, basis[0], optimize=True)
+        fock = fock + half + half.T
+    fock = np.stack([fock, fock]) if isinstance(solution, pyscf.dft.uks.UKS) else fock
+    energies, orbitals = solution.eig(fock, solution.get_ovlp())
+    return solution.make_rdm1(orbitals, solution.get_occ(energies, orbitals))
 
 
 def _power(matrix: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:

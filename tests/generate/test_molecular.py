@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
+from ase.build import molecule as built
 from ase.units import Bohr, Hartree
 
 pytest.importorskip("pyscf", reason="pip install 'densitykit[dft]'")
@@ -17,6 +17,7 @@ import pyscf
 
 from densitykit.errors import GenerationError
 from densitykit.fields import n_electrons
+from densitykit.generate import molecular
 from densitykit.generate.molecular import GaussianDFT, PeriodicGaussianDFT
 
 GRID = (48, 48, 48)
@@ -37,7 +38,7 @@ def relative_l2(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def water() -> Atoms:
     """Bent, of no symmetry, in a cubic cell; solved."""
-    atoms = molecule("H2O", cell=[EDGE] * 3)
+    atoms = built("H2O", cell=[EDGE] * 3)
     atoms.rotate(33, (1, 2, 3))
     atoms.positions += [3.6, 3.6, 3.6]
     atoms.positions[1] += [0.05, -0.03, 0.08]
@@ -87,6 +88,41 @@ def test_restart_gives_the_same_in_fewer_iterations(water: Atoms) -> None:
     assert moved.calc.iterations < fresh.calc.iterations
 
 
+@pytest.mark.parametrize("spin", [0, 2])
+def test_a_density_is_a_start(water: Atoms, density: np.ndarray, spin: int) -> None:
+    """Fewer iterations from a density, to the same energy; once."""
+    atoms = water.copy()
+    atoms.calc = GaussianDFT(basis="gth-dzvp", spin=spin)
+    energy, usual = atoms.get_potential_energy(), atoms.calc.iterations
+    atoms.calc.close()
+    atoms.calc.start_from(density if not spin else atoms_density(atoms))
+    assert atoms.get_potential_energy() == pytest.approx(energy, abs=1e-5)
+    assert atoms.calc.iterations < usual - (2 if not spin else 0)
+    assert atoms.calc._start_density is None
+
+
+def atoms_density(atoms: Atoms) -> np.ndarray:
+    """What an engine of the same settings finds for the same atoms."""
+    again = atoms.copy()
+    again.calc = GaussianDFT(basis="gth-dzvp", spin=atoms.calc.spin)
+    again.get_potential_energy()
+    return again.calc.density(GRID)
+
+
+def test_a_fitted_density_is_that_density(water: Atoms, density: np.ndarray) -> None:
+    functions, c = molecular._fitted(water.calc._solution.mol, water, density)
+    points = np.array([[3.6, 3.6, 3.6], [3.9, 3.3, 3.6], [4.2, 3.6, 3.6]])
+    found = functions.eval_gto("GTOval_sph", points / Bohr) @ c
+    orbitals = molecular._weighted_orbitals(water.calc._solution)
+    true = ((water.calc._basis_at(points / Bohr) @ orbitals) ** 2).sum(axis=1)
+    np.testing.assert_allclose(found, true, rtol=0.01)
+
+
+def test_periodic_cells_do_not_start_from_a_density(periodic: Atoms, density: np.ndarray) -> None:
+    with pytest.raises(GenerationError, match="take GaussianDFT for a molecule"):
+        periodic.calc.start_from(density)
+
+
 def test_density_fitting_changes_little(water: Atoms) -> None:
     fitted = solved(water, density_fit=True)
     change = fitted.get_potential_energy() - water.get_potential_energy()
@@ -96,7 +132,7 @@ def test_density_fitting_changes_little(water: Atoms) -> None:
 
 def test_open_shell() -> None:
     """Triplet methylene lies below the singlet, and both spins are in the density."""
-    atoms = molecule("CH2_s3B1d", cell=[EDGE] * 3)
+    atoms = built("CH2_s3B1d", cell=[EDGE] * 3)
     triplet, singlet = solved(atoms, spin=2), solved(atoms)
     assert triplet.get_potential_energy() < singlet.get_potential_energy() - 0.3
     count = n_electrons(triplet.calc.density(GRID), triplet.cell)
@@ -210,7 +246,7 @@ def test_description_is_json(kind: type[GaussianDFT]) -> None:
 
 
 def test_log_grows_and_closes(tmp_path: Path) -> None:
-    atoms = molecule("H2", cell=[EDGE] * 3)
+    atoms = built("H2", cell=[EDGE] * 3)
     with GaussianDFT(basis="gth-szv", log=tmp_path / "log") as calc:
         atoms.calc = calc
         atoms.get_potential_energy()
@@ -228,15 +264,15 @@ def test_log_grows_and_closes(tmp_path: Path) -> None:
     [
         (Atoms("OH", [[0, 0, 0], [0, 0, 1]]), {}, "7 electrons .* cannot have spin 0"),
         (Atoms("H"), {"charge": 1, "spin": 0}, "0 electrons"),
-        (molecule("H2O"), {"spin": 10}, "8 electrons .* spin 10"),
+        (built("H2O"), {"spin": 10}, "8 electrons .* spin 10"),
         (Atoms("U"), {}, "U: .*gth-dzvp"),
         (Atoms("Pu"), {"basis": {"Pu": [[0, [1.0, 1.0]]]}}, "Pu: .* pseudopotential gth-pbe"),
         (
-            molecule("H2O"),
+            built("H2O"),
             {"pseudopotential": {"H": "gth-pbe"}},
             "H2O: no .* pseudopotential of O",
         ),
-        (molecule("H2O"), {"max_iterations": 2}, "H2O: .* 2 iterations"),
+        (built("H2O"), {"max_iterations": 2}, "H2O: .* 2 iterations"),
     ],
 )
 def test_impossible_calculations(atoms: Atoms, options: dict, message: str) -> None:
@@ -247,7 +283,7 @@ def test_impossible_calculations(atoms: Atoms, options: dict, message: str) -> N
 
 
 def test_density_needs_a_cell_that_holds_it() -> None:
-    hydrogen = solved(molecule("H2"))
+    hydrogen = solved(built("H2"))
     with pytest.raises(GenerationError, match="no cell"):
         hydrogen.calc.density((8, 8, 8))
     hydrogen.cell = [2.5] * 3
@@ -257,7 +293,7 @@ def test_density_needs_a_cell_that_holds_it() -> None:
 
 
 def test_periodic_needs_a_periodic_cell() -> None:
-    atoms = molecule("H2", cell=[5, 5, 5])
+    atoms = built("H2", cell=[5, 5, 5])
     atoms.calc = PeriodicGaussianDFT(basis="gth-szv")
     with pytest.raises(GenerationError, match="pbc=.*GaussianDFT"):
         atoms.get_potential_energy()
