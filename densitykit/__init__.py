@@ -35,14 +35,20 @@ _MODULES = (*_CALLED, "plot")
 __all__ = [*_NAMES, *_MODULES]
 
 
-class _Called(ModuleType):
+class _Imported(ModuleType):
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by name, as a plain module, in functions that go to another process."""
+        return import_module, (self.__name__,)
+
+
+class _Called(_Imported):
     """A module that is called as the function of its own name: `dk.rollout(...)`."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return getattr(self, self.__name__.rpartition(".")[2])(*arguments, **options)
 
 
-class _Package(ModuleType):
+class _Package(_Imported):
     def __setattr__(self, name: str, value: Any) -> None:
         """Make a module callable when the import system, whoever asked it, binds it here."""
         if name in _CALLED and isinstance(value, ModuleType):
@@ -59,8 +65,7 @@ def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _NAMES[name]
-    value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), attribute)
-    return value
+    return globals().setdefault(name, getattr(import_module(f"{__name__}.{module}"), attribute))
 
 
 def __dir__() -> list[str]:

@@ -335,8 +335,7 @@ def _rollout(arguments: argparse.Namespace) -> int:
     source = f"{window.source}, {float(window.now[0]):g} fs"
     attrs = {"checkpoint": str(arguments.checkpoint), "initial": source}
     options = {"path": arguments.out, "seed": arguments.seed, "attrs": attrs}
-    options["restart"] = arguments.restart
-    rollout(emulator, window, arguments.steps, **options)
+    rollout(emulator, window, arguments.steps, restart=arguments.restart, **options)
     print(summarise(arguments.out))
     return 0
 

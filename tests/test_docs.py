@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 import yaml
@@ -125,7 +126,7 @@ def test_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/format.md", "docs/your-own-model.md"])
-def test_code_runs(page: str, monkeypatch) -> None:
+def test_code_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With few steps, and without windows that pop up."""
     shown = []
     monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
@@ -140,6 +141,37 @@ def test_code_runs(page: str, monkeypatch) -> None:
             for name in ("mine", "persistence")
         )
         assert 0 < mine < persistence
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_ensemble_runs_in_two_processes(tmp_path: Path) -> None:
+    """The page's script, two members of two steps, as in this process; run again, it is there."""
+    pytest.importorskip("distributed")
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (code,) = fences(ROOT / "docs" / "ensembles.md", "python")
+    code = code.replace("steps=100", "steps=2").replace("range(8)", "range(2)")
+    code = code.replace("    return path", "    return path, os.getpid()").replace(
+        "for path in stores", "for path, _ in stores"
+    )
+    script = tmp_path / "ensemble.py"
+    told = "    print(len({pid for _, pid in stores} - {os.getpid()}))\n"
+    script.write_text(f"import os\n{code}{told}")
+    for _ in range(2):
+        job = subprocess.run(
+            [sys.executable, str(script)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert job.returncode == 0, job.stderr
+        assert job.stdout.strip() == "2"
+    emulator = dk.load_model(ROOT / "data/checkpoints/lithium-nuclear")
+    store = ROOT / "data/lithium-800K.zarr"
+    window = dk.load_windows(store, "test", emulator.horizon, emulator.context)[0]
+    here = dk.rollout(emulator, window, steps=2, seed=1, progress=False)
+    there = dk.open_trajectory(tmp_path / "runs/ensemble/member-1")
+    np.testing.assert_allclose(there.density.values, here.density.values, rtol=1e-5)
 
 
 def test_the_format_lists_all_variables() -> None:

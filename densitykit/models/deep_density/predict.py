@@ -62,8 +62,7 @@ def predict(
     """
     atoms = boxed(atoms, spacing)
     cell = np.asarray(atoms.cell, float)
-    if grid is None:
-        grid = grid_of(cell, spacing)
+    grid = grid or grid_of(cell, spacing)
     inner = Atoms(atoms.positions, atoms.numbers, cell, bool(atoms.pbc.all()))
     axes, units = ("time", "x", "y", "z"), {"units": "angstrom**-3"}
     fields = {"density": (axes, model.density(inner, grid)[None], units)}
