@@ -26,6 +26,7 @@ from densitykit.models import save_model
 from densitykit.training.loop import fit
 from densitykit.training.nuclear import (
     ResidualLoss,
+    _has_bfloat16,
     base_and_residual,
     fit_parts,
     residual_error,
@@ -51,7 +52,9 @@ class EvenLoss(ResidualLoss):
         memory = torch.stack([self._disturbed(x, generator) for x in fields[:, 0, 2]])[:, None]
         errors = []
         for k in range(fields.shape[1]):
-            memory = self.model.residual_net.advance(torch.cat([fields[:, k, :2], memory], dim=1))
+            inputs = torch.cat([fields[:, k, :2], memory], dim=1)
+            with torch.autocast(fields.device.type, torch.bfloat16, enabled=_has_bfloat16(fields)):
+                memory = self.model.residual_net.advance(inputs)
             errors.append((weight[:, k] * (memory[:, 0] - residual[:, k]).square()).mean())
         return {"loss": torch.stack(errors).mean()}
 
