@@ -3,8 +3,8 @@
     python -m experiments.electrons data/electrons data/electrons/results.csv
 
 For each system: the best linear map (and what of the state it needs), a Fourier neural operator,
-a U-Net, latent diffusion, and orbitals in a learned potential, of several seeds, rolled out on
-chains they have not seen, of the training length and twice as long. One number a row: a metric of
+a U-Net, latent diffusion, and orbitals in a learned potential (and in that of Thomas and Fermi,
+not trained), of several seeds, rolled out on chains they have not seen, of the training length and twice as long. One number a row: a metric of
 one run, model and seed. Goes on where it was killed.
 
 =============== ===================================================================================
@@ -72,6 +72,8 @@ NETS: dict[str, type[ElectronEmulator]] = {
     "latent diffusion": ChainDiffusion,
 }
 MODELS = (*NETS, "orbitals")
+#: orbitals in the potential of Thomas and Fermi
+UNTRAINED = "orbitals, not trained"
 CONTEXT, SHORT, LONG = 1, 50, 1000
 OMEGA = np.arange(0.05, 1.4, 2e-3)
 
@@ -237,6 +239,10 @@ def run_electrons(
         labels: dict[str, Any] = {"system": system, "seed": 0}
         if not len(there[there.model == "linear"]):
             _keep(out, path, base, labels | {"model": "linear"})
+        if not len(there[there.model == UNTRAINED]):
+            windows = load_electrons(path, "train", CONTEXT)
+            model = ChainOrbitals(**ChainOrbitals.arguments_for(windows))
+            _keep(out, path, model, labels | {"model": UNTRAINED})
         for context, current in ((1, False), (1, True), (4, False), (4, True)):
             name = f"linear, {context} frame{'s' * (context > 1)}"
             name += ", density and current" if current else ", density"

@@ -14,8 +14,6 @@ the spread of draws shows what the state does not tell.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +23,7 @@ from densitykit.chain.electron_emulators import (
     ElectronState,
     LinearMap,
     OneStepObjective,
+    circular,
 )
 from densitykit.errors import ShapeError
 from densitykit.models.diffusion import noise_levels
@@ -65,15 +64,15 @@ class ChainDiffusion(ElectronEmulator):
     ) -> None:
         super().__init__(horizon, context, current, base)
         self.sampler_steps, self.sigma_min, self.sigma_max = sampler_steps, sigma_min, sigma_max
-        self.encode = _conv(2 * _PATCH, latent_channels, 5, bias=False)
-        self.decode = _conv(latent_channels, 2 * _PATCH, 5, bias=False)
+        self.encode = circular(2 * _PATCH, latent_channels, 5, bias=False)
+        self.decode = circular(latent_channels, 2 * _PATCH, 5, bias=False)
         seen = _PATCH * (self.channels + 2) + 4
         self.embed = LogFourierEmbedding(width)
-        self.enter = _conv(seen + latent_channels, width, 7)
-        self.first = nn.ModuleList(_conv(width, width, 7) for _ in range(blocks))
-        self.second = nn.ModuleList(_conv(width, width, 7) for _ in range(blocks))
+        self.enter = circular(seen + latent_channels, width, 7)
+        self.first = nn.ModuleList(circular(width, width, 7) for _ in range(blocks))
+        self.second = nn.ModuleList(circular(width, width, 7) for _ in range(blocks))
         self.film = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(blocks))
-        self.leave = _conv(width, latent_channels, 7)
+        self.leave = circular(width, latent_channels, 7)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
         self.register_buffer("scale", torch.zeros(latent_channels, 1))  # untrained: the base
@@ -159,11 +158,6 @@ class LatentObjective(OneStepObjective):
         weight = (1 + s**2) / s**2
         denoising = (weight * (denoised - y) ** 2).mean()
         return {"loss": rebuilt + denoising, "rebuilt": rebuilt, "denoising": denoising}
-
-
-def _conv(inputs: int, outputs: int, width: int, bias: bool = True) -> nn.Conv1d:
-    circular: dict[str, Any] = {"padding": width // 2, "padding_mode": "circular"}
-    return nn.Conv1d(inputs, outputs, width, bias=bias, **circular)
 
 
 def _folded(x: Tensor) -> Tensor:

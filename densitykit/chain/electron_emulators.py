@@ -325,7 +325,7 @@ class FourierOperator(ElectronEmulator):
     ) -> None:
         super().__init__(horizon, context, current, base)
         taps = 2 * reach + 1
-        self.see, self.again = _padded(1, 32, 11), _padded(32, 32, 11)
+        self.see, self.again = circular(1, 32, 11), circular(32, 32, 11)
         self.gate = nn.Conv1d(32, 2 * layers * width, 1)
         self.enter = nn.Conv1d(self.channels + 6, width, 1, bias=False)
         self.far = nn.ModuleList(_Convolution(width, width, taps, 0.5) for _ in range(layers))
@@ -361,10 +361,10 @@ class ChainUNet(ElectronEmulator):
         width: int = 32,
     ) -> None:
         super().__init__(horizon, context, current, base)
-        self.enter = _padded(self.channels + 8, width, 7)
-        self.down = nn.ModuleList(_padded(width, width, 7) for _ in range(3))
-        self.up = nn.ModuleList(_padded(2 * width, width, 7) for _ in range(2))
-        self.leave = _padded(width, 2, 7)
+        self.enter = circular(self.channels + 8, width, 7)
+        self.down = nn.ModuleList(circular(width, width, 7) for _ in range(3))
+        self.up = nn.ModuleList(circular(2 * width, width, 7) for _ in range(2))
+        self.leave = circular(width, 2, 7)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
@@ -390,9 +390,10 @@ class ChainUNet(ElectronEmulator):
         return size * self.leave(h)
 
 
-def _padded(inputs: int, outputs: int, width: int) -> nn.Conv1d:
-    circular: dict[str, Any] = {"padding": width // 2, "padding_mode": "circular"}
-    return nn.Conv1d(inputs, outputs, width, **circular)
+def circular(inputs: int, outputs: int, width: int, bias: bool = True) -> nn.Conv1d:
+    """A convolution on a ring."""
+    options: dict[str, Any] = {"padding": width // 2, "padding_mode": "circular"}
+    return nn.Conv1d(inputs, outputs, width, bias=bias, **options)
 
 
 class OneStepObjective(nn.Module):

@@ -43,6 +43,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densitykit.chain.electron_emulators import circular
 from densitykit.chain.electron_windows import ElectronWindow, ElectronWindows
 from densitykit.errors import WindowError
 from densitykit.units import ATOMIC_TIME, BOHR
@@ -133,8 +134,7 @@ class ChainOrbitals(nn.Module):
         self.temperature, self.substeps = temperature, substeps
         self.kappa, self.eps0, self.spacing = kappa, eps0, spacing / _FINER
         sizes = [(2, width), (width, width), (width, width), (width, 1)]
-        circular: dict[str, Any] = {"padding": reach, "padding_mode": "circular"}
-        self.layers = nn.ModuleList(nn.Conv1d(a, b, 2 * reach + 1, **circular) for a, b in sizes)
+        self.layers = nn.ModuleList(circular(a, b, 2 * reach + 1) for a, b in sizes)
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
 

@@ -69,7 +69,12 @@ def test_tables_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"systems": ("metal",), "seeds": (0,), "steps": 2, "run_dir": tmp_path / "runs"}
     options["checkpoints"] = tmp_path
     rows = electrons.run_electrons(tmp_path, tmp_path / "a.csv", **options)
-    assert set(rows.model) >= {"linear", *electrons.MODELS, "linear, 1 frame, density"}
+    assert set(rows.model) >= {
+        "linear",
+        *electrons.MODELS,
+        electrons.UNTRAINED,
+        "linear, 1 frame, density",
+    }
     assert {"density", "growth", "speed-up", "one-step", "training"} <= set(rows.metric)
     assert (rows[rows.metric == "training"].value > 0).all()
     assert load_model(tmp_path / "orbitals-metal", ChainOrbitals).mean == pytest.approx(0.2)
