@@ -4,8 +4,8 @@
 
 For each system: the best linear map (and what of the state it needs), a Fourier neural operator,
 a U-Net, latent diffusion, and orbitals in a learned potential (and in that of Thomas and Fermi,
-not trained), of several seeds, rolled out on chains they have not seen, of the training length and twice as long. One number a row: a metric of
-one run, model and seed. Goes on where it was killed.
+not trained), of several seeds, rolled out on chains they have not seen, of the training length and
+twice as long. One number a row: a metric of one run, model and seed. Goes on where it was killed.
 
 =============== ===================================================================================
 metric          of a run
