@@ -2,13 +2,14 @@
 
     python scripts/halve_checkpoint.py CHECKPOINT PART
 
-PART is an attribute of the model, such as `net` or `residual_net`. What that does to its errors is
+PART is an attribute of the model, such as `net` or `residual_net.net`. What that does to its errors is
 to be measured afterwards; provenance says that it was done.
 """
 
 from __future__ import annotations
 
 import sys
+from operator import attrgetter
 
 from densitykit.models import load_model, save_model
 from densitykit.models.checkpoint import read_arguments, read_provenance
@@ -17,7 +18,7 @@ from densitykit.models.checkpoint import read_arguments, read_provenance
 def main() -> None:
     path, part = sys.argv[1:]
     model = load_model(path)
-    getattr(model, part).half()
+    attrgetter(part)(model).half()
     told = {"half_precision": f"{part}, rounded by scripts/halve_checkpoint.py"}
     print(save_model(model, path, read_arguments(path), {**read_provenance(path), **told}))
 

@@ -91,7 +91,7 @@ def main() -> None:
         "minutes": round((time.process_time() - started) / 60, 1),
         "last": rows[-1],
     }
-    model.residual_net.half()
+    model.residual_net.net.half()
     print(save_model(model, arguments.out, card, provenance))
 
 
