@@ -223,9 +223,7 @@ def rollout(
     details |= {"seed": seed, **(attrs or {})}
     if path is None:
         frames = _frames(emulator, begun, window, steps, seed, progress)
-        return _in_memory(
-            (frame for frame, _ in frames), first, _times(first, emulator, steps)[0], details
-        )
+        return _in_memory(frames, first, _times(first, emulator, steps)[0], details)
     stored = _Stored(Path(path), emulator, window, seed, restart)
     stored.run(begun, steps, details, progress)
     opened = [open_trajectory(store) for store in stored.paths]
@@ -381,12 +379,12 @@ def _frame(density: Tensor, nuclei: tuple[Tensor, ...]) -> dict[str, np.ndarray]
 
 
 def _in_memory(
-    frames: Iterator[dict[str, np.ndarray]],
+    frames: Iterator[tuple[dict[str, np.ndarray], Any]],
     first: Window,
     times: np.ndarray,
     attrs: Mapping[str, Any],
 ) -> xr.Dataset:
-    collected = list(frames)
+    collected = [frame for frame, _ in frames]
     dims = {"density": ("x", "y", "z")}
     units = {"density": "angstrom**-3", "positions": "angstrom", "velocities": "angstrom/fs"}
     variables: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
     python scripts/halve_checkpoint.py CHECKPOINT PART
 
-PART is an attribute of the model, such as `net` or `residual_net.net`. What that does to its errors is
+PART is an attribute of the model, such as `net` or `residual_net.net`. What that does to errors is
 to be measured afterwards; provenance says that it was done.
 """
 

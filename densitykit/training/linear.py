@@ -74,7 +74,8 @@ def default_recipe(run: xr.Dataset) -> dict[str, Any]:
     nine s functions, up to l = 6 (hydrogen: 5); functions within 6 and neighbours within 4.5
     angstrom. Soft densities, those of metals: exponents from 0.12 times 1.6^k, up to l = 7.
     In a periodic cell functions are neutral beside free atoms that carry the electrons, and
-    reach less than half a cell, in which an atom should not see its own image.
+    reach less than half a cell, in which an atom should not see its own image. The floor of
+    liquids and salts is that of water: it makes densities in voids as frequent as they are.
     """
     atoms, free = atoms_of(run, 0), free_atoms(run)
     heights = 1 / np.linalg.norm(np.linalg.inv(atoms.cell), axis=0)
@@ -92,7 +93,8 @@ def default_recipe(run: xr.Dataset) -> dict[str, Any]:
     radial = radial if soft else many
     surroundings = {"cutoff": float(min(5.0 if soft else 4.5, limit))} | radial
     recipe = {"bases": bases, "surroundings": surroundings}
-    return recipe | ({"free": free["free"]} if atoms.periodic else {})
+    recipe |= {"free": free["free"]} if atoms.periodic else {}
+    return recipe | ({"floor": 4e-4} if atoms.periodic and not soft else {})
 
 
 def free_atoms(run: xr.Dataset) -> dict[str, Any]:
@@ -158,8 +160,7 @@ def fit_linear_density(
     frames = [(run, i) for run in training for i in range(run.sizes["time"])]
     _fit_features(model, [atoms_of(*frame) for frame in frames])
     model.nearest = nearest_in(frames)
-    if points is None:
-        points = _default_points(training[0])
+    points = points or _default_points(training[0])
     normals, sides = _equations(model, frames, points, members, seed, progress)
     blocks = model.blocks(atoms_of(*frames[0]))
     _hold_charges(model, blocks, normals, sides)
@@ -169,7 +170,7 @@ def fit_linear_density(
     found = [_solve(n, s, ridge * _penalty(blocks)) for n, s in rest]
     model.set_weights(torch.stack(found), blocks, "member")
     _calibrate(model, validation)
-    card = {name: {**value} for name, value in recipe.items()} | {"charges": charges}
+    card = {**recipe, "charges": charges}
     card |= {"shapes": {name: list(x.shape) for name, x in model.state_dict().items()}}
     names = ("nearest", "spread", "expected")
     return model.eval(), card | {name: getattr(model, name) for name in names}, rows

@@ -12,7 +12,7 @@ from densitykit.errors import ShapeError, WindowError
 from densitykit.models.deep_density.basis import GaussianBasis, coupling, spherical_harmonics
 from densitykit.models.deep_density.linear import Atoms, LinearDensity
 from densitykit.models.deep_density.predict import predict
-from densitykit.training.linear import fit_linear_density
+from densitykit.training.linear import atoms_of, fit_linear_density
 
 BASES = {z: dict(counts=(3, 3, 2), start=0.6, ratio=2.0, radius=3.0) for z in ("1", "8")}
 SURROUNDINGS = dict(cutoff=3.5, n=4, l_max=2, channels=2, products=6)
@@ -215,6 +215,24 @@ def test_a_prediction_has_the_electrons_of_its_atoms(
     shifted = Atoms(alone.positions + 8, alone.numbers, alone.cell, periodic=False)
     grid = (70, 70, 70)
     assert model.density(shifted, grid).mean() * 20**3 == pytest.approx(14, rel=1e-3)
+
+
+def test_a_floor_makes_densities_positive(
+    neutral: tuple[LinearDensity, xr.Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All electrons stay, and what is far above the floor stays as it is."""
+    model, run = neutral
+    atoms = atoms_of(run, 0)
+    wide = Atoms(atoms.positions, atoms.numbers, 1.6 * atoms.cell)
+    raw = model.density(wide, GRID)
+    assert raw.min() < 0
+    monkeypatch.setattr(model, "floor", 0.01 * raw.max())
+    rho = model.density(wide, GRID)
+    assert rho.min() > 0
+    assert rho.mean() == pytest.approx(raw.mean(), rel=1e-12)
+    high = raw > 0.2 * raw.max()
+    ratio = rho[high] / raw[high]
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-6)
 
 
 def test_members_estimate_the_error(neutral: tuple[LinearDensity, xr.Dataset]) -> None:

@@ -95,6 +95,9 @@ class LinearDensity(nn.Module):
         What the standard deviation of the members is multiplied by, to be that of an error.
     expected
         Mean estimate of the error (relative l1) on validation frames.
+    floor
+        Densities of periodic cells are made positive, rho -> floor ln(1 + exp(rho/floor)), before
+        they are scaled; angstrom**-3. 0 leaves them as they are.
 
     Raises
     ------
@@ -112,6 +115,7 @@ class LinearDensity(nn.Module):
         nearest: Mapping[str, float] | None = None,
         spread: float = 1.0,
         expected: float = 0.0,
+        floor: float = 0.0,
     ) -> None:
         super().__init__()
         self.species = sorted({int(z) for z in (*bases, *(free or {}))})
@@ -119,7 +123,7 @@ class LinearDensity(nn.Module):
         self.bases = {int(z): GaussianBasis(**b) for z, b in bases.items()}
         self.free = {int(z): GaussianBasis(**b) for z, b in (free or {}).items()}
         self.charges = {int(z): float(q) for z, q in (charges or {}).items()}
-        self.spread, self.expected = spread, expected
+        self.spread, self.expected, self.floor = spread, expected, floor
         self.surroundings = nn.ModuleDict()
         for z, basis in self.bases.items():
             features = Surroundings(self.species, out_l_max=basis.l_max, **surroundings)
@@ -185,6 +189,7 @@ class LinearDensity(nn.Module):
             return rho
         n = sum(self.charges[int(z)] for z in atoms.numbers)
         if atoms.periodic:
+            rho = self.floor * np.logaddexp(0, rho / self.floor) if self.floor else rho
             return rho * (n / (rho.mean() * abs(np.linalg.det(atoms.cell))))
         return rho * (n / sum(b.electrons(c) for own in coefficients for b, c in own))
 
