@@ -167,8 +167,7 @@ class ChainOrbitals(nn.Module):
         Raises
         ------
         WindowError
-            The window is none of electrons, of another time step, or does not begin in the ground
-            state.
+            The window is none of electrons, of another grid, or does not begin in the ground state.
         """
         window = window.past(1)
         self._check(window)
@@ -271,12 +270,9 @@ class ChainOrbitals(nn.Module):
 
     def current(self, state: OrbitalState) -> Tensor:
         """1/fs, (B, X)."""
-        k = 2 * torch.pi * torch.fft.fftfreq(state.waves.shape[-1], self.spacing).double()
-        A = self._field(state, torch.zeros(1))
-        psi, velocity = (
-            torch.fft.ifft(state.waves),
-            torch.fft.ifft((k + A[..., None]) * state.waves),
-        )
+        k = _wave_numbers(state.waves.shape[-1], self.spacing)
+        A = self._field(state, torch.zeros(1))[..., None]
+        psi, velocity = torch.fft.ifft(state.waves), torch.fft.ifft((k + A) * state.waves)
         j = torch.einsum("bn,bnp->bp", state.occupations, (psi.conj() * velocity).real)
         return (resample(j, state.ground.shape[1]) / ATOMIC_TIME).float()
 
