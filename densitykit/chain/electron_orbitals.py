@@ -167,7 +167,7 @@ class ChainOrbitals(nn.Module):
         Raises
         ------
         WindowError
-            The window is none of electrons, of another grid, or does not begin in the ground state.
+            The window is none of electrons, of another grid, or not in the ground state.
         """
         window = window.past(1)
         self._check(window)
