@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from densitykit.models.base import Emulator
 from densitykit.rollout import iterate, rollout
 from densitykit.training import fit
 from densitykit.units import ATOMIC_TIME, BOHR
+
+BUNDLED = Path(__file__).resolve().parents[2] / "data" / "electrons" / "orbitals-insulator"
 
 
 @pytest.fixture(scope="module", params=["metal", "insulator"])
@@ -166,6 +169,15 @@ def test_a_checkpoint_holds_it(
     loaded = load_model(save_model(model, tmp_path / "orbitals", arguments), ChainOrbitals)
     ground = windows.density[:, 0].double() * BOHR
     torch.testing.assert_close(loaded.potential(ground), model.potential(ground))
+
+
+def test_chains_of_another_kind_are_told(windows: ElectronWindows) -> None:
+    """What has learned insulators knows them, and says so of a metal."""
+    metal = float(windows.numbers[0]) > 3
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        load_model(BUNDLED, ChainOrbitals).init(windows.first())
+    assert metal == any("misses the density" in str(one.message) for one in told)
 
 
 def test_what_does_not_fit_is_refused(windows: ElectronWindows, model: ChainOrbitals) -> None:
