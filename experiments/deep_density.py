@@ -48,6 +48,8 @@ __all__ = ["PUBLISHED", "score", "superposition"]
 
 SYSTEMS = ("ethane", "isobutane", "butane", "water", "aluminium")
 KEYS = ["system", "split", "variant", "snapshots", "seed"]
+#: where the rows of a part go, if not with the others, and what tells them apart
+FILES = {"unseen": ("unseen.csv", ["system", "size", "temperature"])}
 #: sizes and temperatures of cells without a reference
 UNSEEN = {"water": ((512, 300.0),), "aluminium": ((256, 300.0), (256, 600.0), (256, 900.0))}
 #: l1 and l2, per cent, of the paper's tables 1 and 2
@@ -176,18 +178,15 @@ def main() -> None:
     torch.set_num_threads(1)
     data, checkpoints = arguments.data, arguments.data / "checkpoints"
     for part, system in product(arguments.parts, arguments.systems):
-        if part == "unseen":
-            for row in rows_unseen(system, checkpoints):
-                keys = ["system", "size", "temperature"]
-                merge_rows(arguments.out / "unseen.csv", pd.DataFrame([row]), keys)
-            continue
         rows = {
             "table": partial(rows_of_table, system, data, checkpoints),
             "curve": partial(rows_of_curve, system, data, arguments.seeds, arguments.snapshots),
             "larger": partial(rows_of_larger, system, data),
+            "unseen": partial(rows_unseen, system, checkpoints),
         }
+        name, keys = FILES.get(part, ("results.csv", KEYS))
         for row in rows[part]():
-            merge_rows(arguments.out / "results.csv", pd.DataFrame([row]), KEYS)
+            merge_rows(arguments.out / name, pd.DataFrame([row]), keys)
     for name in ("results.csv", "unseen.csv"):
         if (arguments.out / name).exists():
             print(pd.read_csv(arguments.out / name).to_string(index=False))

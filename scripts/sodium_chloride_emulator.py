@@ -26,7 +26,6 @@ from densitykit.models import save_model
 from densitykit.training.loop import fit
 from densitykit.training.nuclear import (
     ResidualLoss,
-    _has_bfloat16,
     base_and_residual,
     fit_parts,
     residual_error,
@@ -49,13 +48,10 @@ class EvenLoss(ResidualLoss):
     def forward(
         self, fields: Tensor, residual: Tensor, weight: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        memory = torch.stack([self._disturbed(x, generator) for x in fields[:, 0, 2]])[:, None]
-        errors = []
-        for k in range(fields.shape[1]):
-            inputs = torch.cat([fields[:, k, :2], memory], dim=1)
-            with torch.autocast(fields.device.type, torch.bfloat16, enabled=_has_bfloat16(fields)):
-                memory = self.model.residual_net.advance(inputs)
-            errors.append((weight[:, k] * (memory[:, 0] - residual[:, k]).square()).mean())
+        errors = [
+            (weight[:, k] * (guess - residual[:, k]).square()).mean()
+            for k, guess in enumerate(self.unrolled(fields, generator))
+        ]
         return {"loss": torch.stack(errors).mean()}
 
 

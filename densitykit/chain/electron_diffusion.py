@@ -126,19 +126,10 @@ class LatentObjective(OneStepObjective):
     def __init__(self, model: ChainDiffusion, noise: float = 0.01) -> None:
         super().__init__(model, 1, noise)
 
-    def forward(
-        self,
-        history: Tensor,
-        ground: Tensor,
-        field: Tensor,
-        frame: Tensor,
-        energy: Tensor,
-        targets: Tensor,
-        generator: torch.Generator,
+    def terms(
+        self, state: ElectronState, targets: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
         model = self.model
-        noise = torch.randn(history.shape, generator=generator).to(history)
-        state = ElectronState(history + self.noise * noise, ground, field, frame, energy)
         x = model.seen(state)
         missed = targets[:, 0] - state.history[:, -1]
         if model.base is not None:

@@ -435,7 +435,13 @@ class OneStepObjective(nn.Module):
     ) -> dict[str, Tensor]:
         noise = torch.randn(history.shape, generator=generator).to(history)
         state = ElectronState(history + self.noise * noise, ground, field, frame, energy)
-        loss = history.new_zeros(())
+        return self.terms(state, targets, generator)
+
+    def terms(
+        self, state: ElectronState, targets: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The losses from a disturbed state; targets (B, steps, 2, X)."""
+        loss = targets.new_zeros(())
         for k in range(self.steps):
             state = self.model.advance(state)
             loss = loss + (state.history[:, -1] - targets[:, k]).square().mean() / self.steps

@@ -393,18 +393,20 @@ def _interaction(points: int, spacing: float, kappa: float, eps0: float) -> Tens
 
 @lru_cache(maxsize=8)
 def _derivative(points: int, spacing: float) -> Tensor:
-    k = _wave_numbers(points, spacing) * (
-        _wave_numbers(points, spacing).abs() < torch.pi / spacing
-    )
-    unit = torch.eye(points, dtype=torch.float64)
-    return torch.fft.ifft(1j * k[:, None] * torch.fft.fft(unit, dim=0), dim=0).real
+    k = _wave_numbers(points, spacing)
+    return _on_grid(1j * k * (k.abs() < torch.pi / spacing))
 
 
 def _filter(factors: Tensor) -> Tensor:
     """Matrix on the grid that multiplies waves by even factors, symmetric."""
-    unit = torch.eye(len(factors), dtype=torch.float64)
-    matrix = torch.fft.ifft(factors[:, None] * torch.fft.fft(unit, dim=0), dim=0).real
+    matrix = _on_grid(factors)
     return (matrix + matrix.T) / 2
+
+
+def _on_grid(factors: Tensor) -> Tensor:
+    """Matrix on the grid that multiplies waves by factors."""
+    unit = torch.eye(len(factors), dtype=torch.float64)
+    return torch.fft.ifft(factors[:, None] * torch.fft.fft(unit, dim=0), dim=0).real
 
 
 def _propagator(energies: Tensor, psi: Tensor, h: float) -> Tensor:

@@ -19,7 +19,7 @@ several steps, each from what the one before has made: an unrolled loss.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -98,11 +98,8 @@ class ResidualLoss(nn.Module):
         super().__init__()
         self.model, self.forget = model, forget
         self.memory_noise, self.white_noise = memory_noise, white_noise
-        self.settings = {
-            "memory_noise": memory_noise,
-            "white_noise": white_noise,
-            "forget": forget,
-        }
+        self.settings = {"memory_noise": memory_noise, "white_noise": white_noise}
+        self.settings["forget"] = forget
 
     @property
     def fixed(self) -> dict[str, Tensor]:
@@ -121,15 +118,19 @@ class ResidualLoss(nn.Module):
     def forward(
         self, fields: Tensor, residual: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
+        steps = enumerate(self.unrolled(fields, generator))
+        errors = [(guess - residual[:, k]).square().mean() for k, guess in steps]
+        return {"loss": torch.stack(errors).mean()}
+
+    def unrolled(self, fields: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the normalised residual (B, *) after each step, from a disturbed memory."""
         memory = torch.stack([self._disturbed(x, generator) for x in fields[:, 0, 2]])[:, None]
-        errors = []
         for k in range(fields.shape[1]):
             inputs = torch.cat([fields[:, k, :2], memory], dim=1)
             # half the time, and errors move by less than their noise; sums are in single precision
             with torch.autocast(fields.device.type, torch.bfloat16, enabled=_has_bfloat16(fields)):
                 memory = self.model.residual_net.advance(inputs)
-            errors.append((memory[:, 0] - residual[:, k]).square().mean())
-        return {"loss": torch.stack(errors).mean()}
+            yield memory[:, 0]
 
     def _disturbed(self, memory: Tensor, generator: torch.Generator) -> Tensor:
         eta, eta_white, chance = torch.rand(3, generator=generator).tolist()
